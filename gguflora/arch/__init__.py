@@ -1,0 +1,15 @@
+"""What the file's metadata and tensors say about the network, resolved to plain numbers and names. No torch here."""
+
+from gguflora.arch.specs import AttentionSpec, FfnSpec, LayerSpec, LinearSpec, ModelSpec, RopeSpec, model_spec
+from gguflora.arch.targets import resolve_targets
+
+__all__ = [
+    "AttentionSpec",
+    "FfnSpec",
+    "LayerSpec",
+    "LinearSpec",
+    "ModelSpec",
+    "RopeSpec",
+    "model_spec",
+    "resolve_targets",
+]

@@ -1,0 +1,256 @@
+"""The commands, thin: each turns its arguments into one call and shows what comes back.
+
+Options are the fields of the records in config.py, listed there once. What a command needs of torch is imported
+inside it, so that `tokenize` and `--help` start at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from gguflora.config import DataConfig, LoraConfig, TrainingConfig
+from gguflora.errors import DataError, GgufloraError, UsageError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+app = App(
+    name="gguflora",
+    help="LoRA fine-tuning straight on the GGUF you serve.",
+    version=lambda: version("gguflora"),
+    help_format="plaintext",
+    default_parameter=Parameter(negative=()),
+)
+
+Flat = Parameter(name="*")
+
+
+@app.command
+def train(
+    model: Path,
+    data: list[Path],
+    /,
+    *,
+    output_dir: Path,
+    lora: Annotated[LoraConfig, Flat] = LoraConfig(),  # noqa: B008 (frozen)
+    data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
+    training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008 (frozen)
+    resume: bool = False,
+    json: bool = False,
+) -> int:
+    """Train a LoRA adapter on MODEL with the examples in DATA.
+
+    The adapter is a GGUF file that llama.cpp loads beside the same MODEL:
+    llama-server -m MODEL --lora OUTPUT_DIR/final_adapter.gguf
+
+    Args:
+        model: GGUF file to train on; it is only read.
+        data: Dataset files: JSON or JSONL with messages, prompt and completion, or instruction, input and output.
+        output_dir: Folder for the adapter, checkpoints and metrics; must be new or empty.
+        lora: What the adapter is.
+        data_config: Which examples are trained.
+        training: How it is trained.
+        resume: Go on from the newest state saved in the output folder.
+        json: Print one event a line on stdout as JSON; text goes to stderr.
+    """
+    from rich.console import Console
+
+    from gguflora.data import load_examples
+    from gguflora.events import Finished, as_dict
+    from gguflora.report import ConsoleReport
+    from gguflora.run import Outcome, Request, run
+
+    request = Request(
+        model=model,
+        examples=load_examples(data),
+        validation=load_examples([data_config.validation]) if data_config.validation else None,
+        lora=lora,
+        data=data_config,
+        training=training,
+        output_dir=output_dir,
+        resume=resume,
+        stop=_signal_watch(),
+    )
+    stopped_by = None
+    with ConsoleReport(Console(stderr=json, highlight=False), training.logging_steps) as report:
+        for event in run(request, Outcome()):
+            report.show(event)
+            if json:
+                _print_json(as_dict(event))
+            if isinstance(event, Finished):
+                stopped_by = event.stopped_by
+                report.next_steps(model, data, event)
+    return 128 + signal.Signals[stopped_by] if stopped_by else 0
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Path, data: list[Path], /, *, lora: Path | None = None, scale: float = 1.0, json: bool = False
+) -> int:
+    """Measure the loss of MODEL on the examples in DATA, in float32, with an adapter or without.
+
+    Args:
+        model: GGUF file.
+        data: Dataset files, as for train.
+        lora: Adapter to put on the model.
+        scale: Factor of the adapter's strength.
+        json: Print one JSON object on one line.
+    """
+    from gguflora.data import load_examples
+    from gguflora.run.measure import measure
+
+    result = measure(model, load_examples(data), lora, scale)
+    if json:
+        _print_json(result)
+    else:
+        print(f"nll {result['nll']:.6f}  perplexity {result['perplexity']:.4f}")
+        print(f"{result['tokens']} trained tokens in {result['examples']} examples")
+        for reason, count in result["skipped"].items():
+            print(f"skipped {count}: {reason}")
+    return 0
+
+
+@app.command
+def generate(
+    model: Path,
+    prompt: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    lora: Path | None = None,
+    scale: float = 1.0,
+    max_tokens: int = 256,
+    raw: bool = False,
+) -> int:
+    """Let MODEL answer PROMPT in the real llama.cpp, with an adapter or without; the likeliest token each time.
+
+    Args:
+        model: GGUF file.
+        prompt: What the user says (with --raw: the text to continue).
+        lora: Adapter to put on the model.
+        scale: Factor of the adapter's strength.
+        max_tokens: Longest answer, in tokens.
+        raw: Continue PROMPT as it is, without the chat template.
+    """
+    from gguflora.run.answer import answer
+
+    for piece in answer(model, prompt, lora=lora, scale=scale, max_tokens=max_tokens, raw=raw):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return 0
+
+
+@app.command
+def tokenize(
+    model: Path,
+    text: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    /,
+    *,
+    file: Path | None = None,
+    no_bos: bool = False,
+    no_parse_special: bool = False,
+    json: bool = False,
+) -> int:
+    """Show the token ids of TEXT, exactly those that llama.cpp gives.
+
+    Args:
+        model: GGUF file; one that holds a vocabulary alone will do.
+        text: Text; without it, and without --file, standard input is read.
+        file: File with the text, taken byte for byte.
+        no_bos: Do not add the tokens that the model wants around a text (BOS, EOS).
+        no_parse_special: Take the spelling of a control token as plain text.
+        json: Print nothing but one line with a list of ids.
+    """
+    from gguflora.gguf import open_gguf
+    from gguflora.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(open_gguf(model))
+    content = _text_to_tokenize(text, file)
+    tokens = tokenizer.encode(content, add_special=not no_bos, parse_special=not no_parse_special)
+    if json:
+        _print_json(tokens)
+    else:
+        for token in tokens:
+            print(f"{token:7d}  {tokenizer.token_text(token)!r}")
+        print(f"{len(tokens)} tokens")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 what you gave, 4 the machine, 5 the numbers, 6 folder in use."""
+    _set_process()
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        code = _fail(str(error), UsageError.exit_code)
+    except GgufloraError as error:
+        code = _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # `gguflora ... | head`: the reader has gone, there is no one left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        code = _fail("interrupted.", 128 + signal.SIGINT)
+    except Exception as error:
+        code = _bug(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _set_process() -> None:
+    # Before torch is imported: threads that wait actively stall each other when the machine is busy (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    logging.basicConfig(format="gguflora: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+
+
+def _fail(message: str, code: int) -> int:
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message.replace("\n", " "))
+    print(f"gguflora: {printable}", file=sys.stderr)
+    return code
+
+
+def _bug(error: Exception) -> int:
+    with tempfile.NamedTemporaryFile("w", prefix="gguflora-", suffix=".log", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return _fail(f"a bug in gguflora ({type(error).__name__}: {error}); please report it with {file.name}.", 1)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+def _text_to_tokenize(text: str | None, file: Path | None) -> str:
+    if text is not None:
+        if file is not None:
+            raise UsageError("Give TEXT or --file, not both.")
+        return text
+    try:
+        data = file.read_bytes() if file else sys.stdin.buffer.read()
+        return data.decode("utf-8")
+    except OSError as error:
+        raise DataError(f"{file} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong.") from error
+
+
+def _signal_watch() -> Callable[[], str | None]:
+    """Remember the first signal that asks for an end; a second one ends the process at once."""
+    received: list[str] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        received.append(signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, remember)
+    return lambda: received[0] if received else None

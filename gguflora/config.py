@@ -1,0 +1,158 @@
+"""Every option there is, each once: the command line builds its flags from these records, and Python users fill them.
+
+A field's docstring is its help text; its unit stands there. Values are checked when a record is made, so a wrong
+one is a UsageError before any file is opened.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gguflora.errors import UsageError
+
+LEAST_ALPHA, MOST_ALPHA = 1e-30, 1e30  # well inside float32, which adapter files have
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None:
+        _require(math.isfinite(value) and value > 0, f"{name} must be a number above 0, not {value}.")
+
+
+def _whole(name: str, value: int | None) -> None:
+    if value is not None:
+        _require(type(value) is int and value >= 1, f"{name} must be a whole number from 1 on, not {value}.")
+
+
+def _at_least(name: str, value: float | None, least: float) -> None:
+    if value is not None:
+        _require(math.isfinite(value) and value >= least, f"{name} must be at least {least}, not {value}.")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What the adapter is.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    rank: int = 16
+    """Inner size of each pair: higher learns more and costs more memory."""
+
+    alpha: float = 32.0
+    """Strength: the pair's output is multiplied by alpha / rank."""
+
+    target: tuple[str, ...] = ("all-linear",)
+    """Tensors to train: all-linear, or GGUF names (attn_q) or their usual other names (q_proj); repeat for several."""
+
+    def __post_init__(self) -> None:
+        _whole("--rank", self.rank)
+        _positive("--alpha", self.alpha)
+        _require(LEAST_ALPHA < self.alpha < MOST_ALPHA, f"--alpha {self.alpha} is out of the range of an adapter file.")
+        _require(isinstance(self.target, tuple), f"target must be a tuple of names, not {self.target!r}.")
+        _require(len(self.target) > 0, "--target names no tensor: give all-linear or a name such as attn_q.")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which examples are trained, and which only measured.
+
+    Raises:
+        UsageError: a value is out of range, or both ways to choose a validation set are used.
+    """
+
+    max_length: int = 2048
+    """Longest example in tokens; longer ones are skipped and counted."""
+
+    validation: Path | None = None
+    """Dataset file to measure on, never trained."""
+
+    validation_split: float | None = None
+    """Share of the examples to measure on instead (0 to below 1); else 10 % of 100 or more, at most 200."""
+
+    def __post_init__(self) -> None:
+        _at_least("--max-length", self.max_length, 2)
+        if self.validation_split is not None:
+            _require(
+                0 <= self.validation_split < 1,
+                f"--validation-split must be from 0 to below 1, not {self.validation_split}.",
+            )
+            _require(self.validation is None, "Give --validation or --validation-split, not both.")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the adapter is trained.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    learning_rate: float = 2e-4
+    """Highest learning rate, reached after the warm-up."""
+
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after the warm-up."""
+
+    warmup_steps: int | None = None
+    """Steps over which the learning rate rises from 0. Without it: 3 % of the steps, at most 100."""
+
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm when they exceed it."""
+
+    epochs: int = 3
+    """Times that each example is trained."""
+
+    max_steps: int | None = None
+    """Stop after this many steps, whatever the epochs."""
+
+    batch_size: int = 4
+    """Examples in a step (one update of the adapter)."""
+
+    eval_steps: int | None = None
+    """Measure the validation loss every so many steps, besides at each epoch's end."""
+
+    save_steps: int = 500
+    """Save a checkpoint every so many steps, besides at each fifth of the epochs."""
+
+    logging_steps: int = 10
+    """Print a line every so many steps where there is no terminal; the metrics file has every step."""
+
+    seed: int = 0
+    """Decides the order of the examples, the split and the first values of the adapter."""
+
+    threads: int | None = None
+    """Processor cores to use. Without it: those that this process may use."""
+
+    def __post_init__(self) -> None:
+        _positive("--learning-rate", self.learning_rate)
+        _require(
+            self.schedule in ("cosine", "linear", "constant"),
+            f"--schedule must be cosine, linear or constant, not {self.schedule}.",
+        )
+        _at_least("--warmup-steps", self.warmup_steps, 0)
+        _at_least("--weight-decay", self.weight_decay, 0)
+        _positive("--max-grad-norm", self.max_grad_norm)
+        for name in (
+            "epochs",
+            "max_steps",
+            "batch_size",
+            "eval_steps",
+            "save_steps",
+            "logging_steps",
+            "threads",
+        ):
+            _whole("--" + name.replace("_", "-"), getattr(self, name))
+        _at_least("--seed", self.seed, 0)

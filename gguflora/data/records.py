@@ -1,0 +1,172 @@
+"""A record of a dataset file becomes an Example: the shapes that are known, and which one a record has.
+
+| shape         | keys                                       |
+|---------------|--------------------------------------------|
+| messages      | messages: [{role, content}, ...]           |
+| conversations | conversations: [{from, value}, ...]        |
+| completion    | prompt, completion                         |
+| instruction   | instruction, output, and input if any      |
+| chat          | user, assistant, and system if any         |
+
+Each may have a `weight`. Other keys of a record (an id, a source) say nothing that is trained and are passed over,
+but not those of REFUSED_KEYS, which would change what is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gguflora.data.example import Completion, Conversation, Example, Message
+from gguflora.errors import DataError
+
+Record = Mapping[str, Any]
+
+REFUSED_KEYS = frozenset({"tools", "functions", "tool_calls", "function_call", "reasoning_content", "thinking"})
+SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A way to write an example as a JSON object."""
+
+    name: str
+    needed: frozenset[str]
+    optional: frozenset[str]
+    read: Callable[[Record], Conversation | Completion]
+
+    def fits(self, record: Record) -> bool:
+        """Whether `record` has every key that this shape needs."""
+        return self.needed <= record.keys()
+
+    def __str__(self) -> str:
+        optional = "".join(f" (and {key})" for key in sorted(self.optional))
+        return " + ".join(sorted(self.needed)) + optional
+
+
+def read_record(record: object, source: str, shapes: tuple[Shape, ...] | None = None) -> Example:
+    """The example that a decoded JSON value stands for.
+
+    Args:
+        record: what json gave for the record.
+        source: "file:line", kept in the example and put before each error.
+        shapes: those that are allowed; all without it.
+
+    Raises:
+        DataError: no known shape, two at once, or a value in it that can't be used.
+    """
+    try:
+        if not isinstance(record, dict):
+            raise DataError(f"the record is {_kind(record)}; it must be a JSON object.")
+        _refuse_keys(record)
+        content = _shape_of(record, shapes or SHAPES).read(record)
+        return Example(content, _weight(record), source)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
+
+
+def write_record(example: Example) -> dict[str, Any]:
+    """The JSON object that read_record reads back as `example`."""
+    match example.content:
+        case Conversation(messages):
+            record: dict[str, Any] = {
+                "messages": [{"role": message.role, "content": message.content} for message in messages]
+            }
+        case Completion(prompt, completion):
+            record = {"prompt": prompt, "completion": completion}
+    return record if example.weight == 1 else {**record, "weight": example.weight}
+
+
+def _shape_of(record: Record, shapes: tuple[Shape, ...]) -> Shape:
+    fitting = [shape for shape in shapes if shape.fits(record)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = " and ".join(shape.name for shape in fitting)
+        raise DataError(f"the record can be read as {names}; keep the keys of one of them.")
+    found = ", ".join(repr(key)[:40] for key in list(record)[:10]) or "none"
+    known = "; ".join(map(str, shapes))
+    raise DataError(f"the record's keys are {found}; write it with the keys of one of: {known}.")
+
+
+def _weight(record: Record) -> float:
+    weight = record.get("weight")
+    return 1.0 if weight is None else weight  # Example checks that it is a number
+
+
+def _refuse_keys(record: Record) -> None:
+    for key in sorted(REFUSED_KEYS & record.keys()):
+        if record[key]:
+            raise DataError(f"{key!r} can't be trained and must not get lost unseen; take it out of the record.")
+
+
+def _messages(record: Record) -> Conversation:
+    return _conversation(record["messages"], "messages", "role", "content")
+
+
+def _conversations(record: Record) -> Conversation:
+    return _conversation(record["conversations"], "conversations", "from", "value")
+
+
+def _conversation(turns: object, key: str, role_key: str, content_key: str) -> Conversation:
+    if not isinstance(turns, list):
+        raise DataError(f"{key!r} is {_kind(turns)}; it must be an array of objects with {role_key} and {content_key}.")
+    return Conversation(
+        tuple(_turn(turn, f"{key}[{index}]", role_key, content_key) for index, turn in enumerate(turns))
+    )
+
+
+def _turn(turn: object, where: str, role_key: str, content_key: str) -> Message:
+    if not isinstance(turn, dict) or not {role_key, content_key} <= turn.keys():
+        raise DataError(f"{where} must be an object with the keys {role_key} and {content_key}.")
+    _refuse_keys(turn)
+    if turn.get("weight") is not None:
+        raise DataError(f"{where} has a weight of its own; only whole examples have one.")
+    role = turn[role_key]
+    if role_key == "from":
+        role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
+    try:
+        return Message(role, turn[content_key])
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _completion(record: Record) -> Completion:
+    return Completion(record["prompt"], record["completion"])
+
+
+def _instruction(record: Record) -> Conversation | Completion:
+    texts = _texts(record, "instruction", "output", optional="input")
+    return Example.instruction(texts["instruction"], texts["input"], texts["output"]).content
+
+
+def _chat(record: Record) -> Conversation | Completion:
+    texts = _texts(record, "user", "assistant", optional="system")
+    return Example.chat(texts["system"], texts["user"], texts["assistant"]).content
+
+
+def _texts(record: Record, *needed: str, optional: str) -> dict[str, str]:
+    """Values that are known to be text; an optional one that is absent or null is empty."""
+    values = {key: record[key] for key in needed}
+    values[optional] = "" if record.get(optional) is None else record[optional]
+    for key, value in values.items():
+        if not isinstance(value, str):
+            raise DataError(f"{key!r} is {_kind(value)}; it must be text.")
+    return values
+
+
+def _kind(value: object) -> str:
+    """A JSON value's kind, in JSON's words."""
+    names = {dict: "an object", list: "an array", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+INSTRUCTION = Shape("instruction", frozenset({"instruction", "output"}), frozenset({"input"}), _instruction)
+SHAPES = (
+    Shape("messages", frozenset({"messages"}), frozenset(), _messages),
+    Shape("conversations", frozenset({"conversations"}), frozenset(), _conversations),
+    Shape("completion", frozenset({"prompt", "completion"}), frozenset(), _completion),
+    INSTRUCTION,
+    Shape("chat", frozenset({"user", "assistant"}), frozenset({"system"}), _chat),
+)

@@ -1,0 +1,27 @@
+"""The GGUF container: open a base safely, know which one it is, read and write adapters."""
+
+from gguflora.gguf.adapter import Adapter, Pair, check_fits, read_adapter, write_adapter
+from gguflora.gguf.format import BLOCKS, GgmlType, ValueType
+from gguflora.gguf.identity import Identity, identity_of
+from gguflora.gguf.reader import GgufFile, Metadata, TensorInfo, open_gguf
+from gguflora.gguf.writer import Tensor, f32, write_gguf
+
+__all__ = [
+    "BLOCKS",
+    "Adapter",
+    "GgmlType",
+    "GgufFile",
+    "Identity",
+    "Metadata",
+    "Pair",
+    "Tensor",
+    "TensorInfo",
+    "ValueType",
+    "check_fits",
+    "f32",
+    "identity_of",
+    "open_gguf",
+    "read_adapter",
+    "write_adapter",
+    "write_gguf",
+]

@@ -1,0 +1,1 @@
+"""Causal attention inside each document of a packed row."""

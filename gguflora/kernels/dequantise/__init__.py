@@ -1,0 +1,1 @@
+"""Packed blocks to numbers."""

@@ -1,0 +1,1 @@
+"""Output layer and cross-entropy, on labelled rows alone."""

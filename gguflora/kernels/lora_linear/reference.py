@@ -1,0 +1,37 @@
+"""A linear layer with an optional pair (Hu et al. 2021, arXiv:2106.09685): y = x W^T + bias + scale (x A^T) B^T.
+
+llama.cpp applies adapters in the same form (src/llama-graph.cpp:1520, build_lora_mm). The base's W is frozen: there
+is no gradient for it, and autograd keeps x only where a pair needs it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pair: tuple[Tensor, Tensor] | None,
+    scale: float,
+) -> Tensor:
+    """One linear layer.
+
+    Args:
+        x: (T, in) in the compute dtype.
+        weight: (out, in) in the compute dtype.
+        bias: (out,) or None.
+        pair: lora_a (r, in) and lora_b (out, r) in their own dtype, rounded to the compute dtype here; or None.
+        scale: alpha / rank, times the user's scale.
+
+    Returns:
+        (T, out).
+    """
+    y = linear(x, weight, bias)
+    if pair is None:
+        return y
+    lora_a, lora_b = pair
+    inner = linear(x, lora_a.to(x.dtype)) * scale  # (T, r)
+    return y + linear(inner, lora_b.to(x.dtype))

@@ -1,0 +1,172 @@
+"""The network: embedding, layers, norm, head.
+
+    h = embedding(tokens)                                     (T, D), the residual, float32
+    for each layer:
+        h = h + attn_output(attention(rms_norm(h)))
+        h = h + ffn_down(silu(ffn_gate(n)) * ffn_up(n))       n = rms_norm(h)
+    loss = cross_entropy(output(rms_norm(h)), labels)         on labelled rows alone
+
+The residual and the norms are float32 (float64 in proofs); linear layers and attention run in the compute dtype.
+Rows are packed: a row holds whole documents one after the other, with no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gguflora.arch import RopeSpec
+from gguflora.gguf import GgmlType
+from gguflora.kernels import Kernels
+from gguflora.kernels.dequantise.reference import dequantise
+from gguflora.model.attention import Attention
+from gguflora.model.ffn import Ffn
+from gguflora.model.linear import Linear
+from gguflora.model.lora import Pairs
+from gguflora.model.rope import angles
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The token embedding, left packed: packed (V, bytes per row), uint8."""
+
+    packed: Tensor
+    type: GgmlType
+
+    def __call__(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """Tokens (T,) to their rows (T, D)."""
+        return dequantise(self.packed[tokens], self.type).to(dtype)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's tensors; norms are (D,)."""
+
+    attn_norm: Tensor
+    mixer: Attention
+    ffn_norm: Tensor
+    ffn: Ffn
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A model ready to run.
+
+    Attributes:
+        rope: shared by all layers.
+        rope_factors: (h/2,) divisors of rope's frequencies, or None.
+        dtype: the compute dtype.
+        epsilon: of every norm.
+    """
+
+    token_embd: Embedding
+    layers: tuple[Layer, ...]
+    output_norm: Tensor
+    output: Linear
+    rope: RopeSpec
+    rope_factors: Tensor | None
+    epsilon: float
+    dtype: torch.dtype
+    kernels: Kernels
+
+    @property
+    def residual_dtype(self) -> torch.dtype:
+        """The dtype of the residual and the norms."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+
+def hidden_states(decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts: list[int]) -> Tensor:
+    """Run the layers.
+
+    Args:
+        decoder: the model.
+        tokens: (T,) ids of a packed row.
+        positions: (T,) position of each token in its document.
+        document_starts: where each document begins, and T at the end.
+
+    Returns:
+        (T, D) normalised hidden states in the compute dtype, ready for the output layer.
+    """
+    kernels, epsilon = decoder.kernels, decoder.epsilon
+    h = decoder.token_embd(tokens, decoder.residual_dtype)
+    cos, sin = angles(decoder.rope, decoder.rope_factors, positions, decoder.residual_dtype)
+    for layer in decoder.layers:
+        x = kernels.rms_norm(h, layer.attn_norm, epsilon).to(decoder.dtype)
+        h = h + layer.mixer(x, cos, sin, document_starts, kernels)
+        x = kernels.rms_norm(h, layer.ffn_norm, epsilon).to(decoder.dtype)
+        h = h + layer.ffn(x, kernels)
+    return kernels.rms_norm(h, decoder.output_norm, epsilon).to(decoder.dtype)
+
+
+def logits(decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts: list[int]) -> Tensor:
+    """Logits of every position: (T, V), float32 (float64 in proofs). For parity; training never needs them all."""
+    return decoder.output(hidden_states(decoder, tokens, positions, document_starts), decoder.kernels).to(
+        decoder.residual_dtype
+    )
+
+
+def row_loss(
+    decoder: Decoder,
+    tokens: Tensor,
+    positions: Tensor,
+    document_starts: list[int],
+    labels: Tensor,
+    weights: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Loss of a packed row: sum of weights * nll over its labelled positions.
+
+    Args:
+        decoder: the model.
+        tokens: (T,) ids.
+        positions: (T,) position of each token in its document.
+        document_starts: where each document begins, and T at the end.
+        labels: (T,) the token to be predicted *at* each position from those before it, -100 where none is trained.
+            A document's first position is never labelled.
+        weights: (T,) factor of each position's nll.
+
+    Returns:
+        The loss (a scalar with gradient), and nll of the labelled positions in their order, without.
+    """
+    labelled = (labels >= 0).nonzero()[:, 0]  # (n,)
+    hidden = hidden_states(decoder, tokens, positions, document_starts)
+    head = decoder.output
+    return decoder.kernels.head_loss(
+        hidden[labelled - 1],  # the state before a token predicts it
+        labels[labelled],
+        weights[labelled].to(decoder.residual_dtype),
+        head.weight,
+        head.halves,
+        head.scale,
+    )
+
+
+def with_pairs(decoder: Decoder, pairs: Pairs, scale: float) -> Decoder:
+    """The same base with other pairs (none: the bare base); weights are shared, not copied."""
+
+    def fit(linear: Linear) -> Linear:
+        return replace(linear, pair=pairs.get(linear.name), scale=scale)
+
+    return replace(
+        decoder,
+        layers=tuple(_fit_layer(layer, fit) for layer in decoder.layers),
+        # A tied output layer bears the embedding's name, for which there is never a pair.
+        output=fit(decoder.output),
+    )
+
+
+def _fit_layer(layer: Layer, fit: Callable[[Linear], Linear]) -> Layer:
+    mixer, ffn = layer.mixer, layer.ffn
+    return replace(
+        layer,
+        mixer=replace(
+            mixer,
+            attn_q=fit(mixer.attn_q),
+            attn_k=fit(mixer.attn_k),
+            attn_v=fit(mixer.attn_v),
+            attn_output=fit(mixer.attn_output),
+        ),
+        ffn=replace(ffn, ffn_gate=fit(ffn.ffn_gate), ffn_up=fit(ffn.ffn_up), ffn_down=fit(ffn.ffn_down)),
+    )

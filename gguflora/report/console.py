@@ -1,0 +1,261 @@
+"""Events as lines for people: sections that end in something to act on, and one live line while it trains.
+
+On a terminal the live line is redrawn in place; elsewhere a plain line is printed every `logging_steps`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.text import Text
+
+from gguflora.events import (
+    Answer,
+    DataReady,
+    EpochDone,
+    Evaluated,
+    Event,
+    Finished,
+    FirstExample,
+    ModelLoaded,
+    Planned,
+    Resumed,
+    Saved,
+    StepDone,
+    Verified,
+    Warned,
+)
+
+_SHOWN_TEXT = 600  # characters of an example's or answer's text
+_MB = 2**20
+
+
+class ConsoleReport:
+    """Shows a run's events on `console`; a context manager, since the live line must end when the run does."""
+
+    def __init__(self, console: Console, logging_steps: int) -> None:
+        self._console = console
+        self._logging_steps = logging_steps
+        self._live: Live | None = None
+        self._validation: float | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_live()
+
+    def show(self, event: Event) -> None:
+        """Show one event."""
+        if isinstance(event, StepDone):
+            self._show_step(event)
+            return
+        if isinstance(event, Evaluated):
+            self._validation = event.loss
+        if isinstance(event, Verified | Answer | Finished):
+            self._stop_live()
+        for line in lines_of(event):
+            self._console.print(line, soft_wrap=True)
+
+    def next_steps(self, model: Path, data: list[Path], finished: Finished) -> None:
+        """Show the commands that make sense after a run."""
+        for line in next_steps(model, data, finished):
+            self._console.print(line, soft_wrap=True, markup=False)
+
+    def _show_step(self, event: StepDone) -> None:
+        line = step_line(event, self._validation)
+        if not self._console.is_terminal:
+            if event.step % self._logging_steps == 0 or event.step in (1, event.total_steps):
+                self._console.print(line, soft_wrap=True)
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False, transient=False)
+            self._live.start()
+        self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
+
+    def _stop_live(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+
+def step_line(event: StepDone, validation: float | None) -> str:
+    """The live line: progress, loss, learning rate, gradient norm, speed, memory, time left."""
+    parts = [
+        f"step {event.step}/{event.total_steps}",
+        f"epoch {event.epoch}",
+        f"loss {event.loss:.4f}",
+        f"validation {validation:.4f}" if validation is not None else "",
+        f"lr {event.learning_rate:.2e}",
+        f"gradient norm {event.gradient_norm:.3f}",
+        f"{event.tokens_per_second:.0f} tok/s",
+        f"{event.memory / _MB:.0f} MB",
+        f"{duration(event.seconds_left)} left",
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def lines_of(event: Event) -> list[str]:
+    """The lines for an event other than a step, in rich's markup."""
+    match event:
+        case ModelLoaded():
+            return _model(event)
+        case DataReady():
+            return _data(event)
+        case FirstExample():
+            return _first_example(event)
+        case Planned():
+            return _plan(event)
+        case Verified():
+            return _verified(event)
+        case Answer():
+            return _answer(event)
+        case Finished():
+            return _finished(event)
+        case _:
+            return [_short(event)]
+
+
+def next_steps(model: Path, data: list[Path], finished: Finished) -> list[str]:
+    """Commands to use next, ready to paste."""
+    if finished.adapter is None:
+        return []
+    base, adapter = shlex.quote(str(model)), shlex.quote(finished.adapter)
+    if finished.stopped_by:
+        return ["", "Go on with the same command and --resume."]
+    return [
+        "",
+        "Next:",
+        f"  llama-server -m {base} --lora {adapter}",
+        f"  gguflora generate {base} --lora {adapter} 'your prompt'",
+        f"  gguflora eval {base} {' '.join(shlex.quote(str(path)) for path in data)} --lora {adapter}",
+    ]
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _short(event: Event) -> str:
+    match event:
+        case Warned():
+            return f"[yellow]warning:[/] {_text(event.message)}"
+        case Resumed(finished=True):
+            return f"This run was finished already, at step {event.step}: nothing is left to do."
+        case Resumed():
+            return f"Resumed from the state saved at step {event.step}."
+        case EpochDone():
+            return f"epoch {event.epoch} done: training loss {event.loss:.4f}"
+        case Evaluated(step=0):
+            return f"validation loss before training {event.loss:.4f} ({event.tokens} trained tokens)"
+        case Evaluated():
+            best = ", the best so far" if event.best else ""
+            return f"validation loss {event.loss:.4f} after step {event.step}{best}"
+        case Saved():
+            return f"saved {_text(event.path)}"
+        case _:
+            return _text(repr(event))
+
+
+def _model(event: ModelLoaded) -> list[str]:
+    types = ", ".join(f"{count} {name}" for name, count in event.types.items())
+    return [
+        f"[bold]Model[/]     {_text(event.name)} ({event.architecture}, {event.parameters / 1e6:.0f}M parameters)",
+        f"          {_text(event.path)}, {event.file_bytes / 1e6:.0f} MB: {types}",
+        f"          weights {event.base[:12]}, chat template {event.template[:12]}",
+    ]
+
+
+def _data(event: DataReady) -> list[str]:
+    share = event.trained_tokens / event.train_tokens
+    shortest, median, longest = event.lengths
+    lines = [
+        f"[bold]Data[/]      {event.train_examples} examples to train, {event.validation_examples} to validate "
+        f"({_text(event.validation_from)})",
+        f"          {event.train_tokens} tokens an epoch, {share:.0%} of them trained; "
+        f"lengths {shortest} to {longest}, median {median}",
+    ]
+    for reason, count in event.skipped.items():
+        first = ", ".join(event.skipped_examples[reason])
+        lines.append(f"          [yellow]skipped {count}[/]: {_text(reason)} ({_text(first)})")
+    return lines
+
+
+def _first_example(event: FirstExample) -> list[str]:
+    text, room = "", _SHOWN_TEXT
+    for piece, trained in event.pieces:
+        shown = _text(piece[:room])
+        text += f"[reverse]{shown}[/]" if trained else shown
+        room = max(0, room - len(piece))
+    return [f"[bold]Example[/]   {_text(event.source)}, as the model sees it; [reverse]this part[/] is trained:", text]
+
+
+def _plan(event: Planned) -> list[str]:
+    pairs = ", ".join(f"{count} {stem}" for stem, count in event.pairs.items())
+    lines = [
+        f"[bold]Plan[/]      {sum(event.pairs.values())} pairs ({pairs}), rank {event.rank}, alpha {event.alpha:g}: "
+        f"{event.trainable_parameters / 1e6:.1f}M trainable parameters",
+        f"          {event.total_steps} steps, {event.steps_per_epoch} an epoch, {event.warmup_steps} of warm-up",
+    ]
+    return lines + [f"          {name}: {_text(value)}" for name, value in event.choices.items()]
+
+
+def _verified(event: Verified) -> list[str]:
+    verdict = "[green]verified in llama.cpp[/]" if event.agrees else "[red]NOT verified in llama.cpp[/]"
+    back = "is back to the bit" if event.restored else "did NOT come back"
+    return [
+        f"[bold]Check[/]     {verdict} on {event.tokens} trained tokens (loss here / in llama.cpp)",
+        f"          without the adapter {event.base_ours:.4f} / {event.base_llamacpp:.4f}, "
+        f"with it {event.tuned_ours:.4f} / {event.tuned_llamacpp:.4f}",
+        f"          expected gap up to {event.allowed:.4f}: llama.cpp rounds activations on quantised weights",
+        f"          with the adapter removed again {event.removed_llamacpp:.4f}: the base {back}",
+    ]
+
+
+def _answer(event: Answer) -> list[str]:
+    return [
+        f"[bold]Asked[/]     {_shown(event.prompt)}",
+        f"  expected  {_shown(event.expected)}",
+        f"  before    {_shown(event.before)}",
+        f"  [green]after[/]     {_shown(event.after)}",
+    ]
+
+
+def _finished(event: Finished) -> list[str]:
+    title = f"[yellow]Stopped[/] by {event.stopped_by}" if event.stopped_by else "[bold]Done[/]"
+    lines = [
+        f"{title}      total time {duration(event.total_seconds)}, {event.total_steps} steps, "
+        f"{event.milliseconds_per_step:.0f} ms a step, {event.tokens_per_second:.0f} tok/s",
+    ]
+    if event.final_loss is not None:
+        lines.append(f"          final loss {event.final_loss:.4f} (training, last epoch)")
+    if event.best_loss is not None:
+        lines.append(f"          best loss {event.best_loss:.4f} (epoch {event.best_epoch})")
+    if event.adapter:
+        lines.append(f"          adapter {_text(event.adapter)}")
+    return lines
+
+
+def _shown(text: str) -> str:
+    short = text if len(text) <= _SHOWN_TEXT else text[:_SHOWN_TEXT] + " ..."
+    return _text(short.strip().replace("\n", "\n            "))
+
+
+def _text(text: str) -> str:
+    """Text from outside, made harmless: no terminal control characters, no markup."""
+    printable = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return escape(printable)

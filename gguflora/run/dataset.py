@@ -1,0 +1,108 @@
+"""From examples to what is trained and what is measured."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gguflora.config import DataConfig
+from gguflora.data import (
+    Encoded,
+    Example,
+    Prepared,
+    default_validation_share,
+    overlap_count,
+    prepare,
+    train_validation_split,
+)
+from gguflora.events import DataReady, FirstExample
+from gguflora.run.opening import Base
+
+_NAMED = 3  # skipped examples named for each reason
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Encoded examples, and how they came about.
+
+    Attributes:
+        validation_from: where the validation examples are from, in words.
+        overlap: validation examples that are trained as well.
+    """
+
+    train: Prepared
+    validation: Prepared
+    validation_from: str
+    overlap: int
+
+
+def make_dataset(
+    base: Base, examples: Sequence[Example], validation: Sequence[Example] | None, config: DataConfig, seed: int
+) -> Dataset:
+    """Split (unless `validation` is given), tokenise and mask.
+
+    Raises:
+        DataError: an example can't be encoded, or none is left to train.
+    """
+    if validation is not None:
+        train, source = list(examples), "given"
+    else:
+        share = config.validation_split
+        source = "split off" if share else "none asked for" if share == 0 else "10 % split off, at most 200"
+        if share is None:
+            share = default_validation_share(len(examples))
+            source = source if share else "none below 100 examples"
+        train, validation = train_validation_split(examples, share, seed)
+    return Dataset(
+        train=prepare(train, base.tokenizer, base.template, config.max_length),
+        validation=prepare(validation, base.tokenizer, base.template, config.max_length)
+        if validation
+        else Prepared((), {}),
+        validation_from=source,
+        overlap=overlap_count(train, validation),
+    )
+
+
+def data_ready(dataset: Dataset) -> DataReady:
+    """What to tell about a dataset."""
+    skipped: dict[str, list[str]] = {}
+    for part in (dataset.train, dataset.validation):
+        for reason, sources in part.skipped.items():
+            skipped.setdefault(reason, []).extend(sources)
+    encoded = dataset.train.encoded
+    lengths = sorted(len(example.tokens) for example in encoded)
+    return DataReady(
+        train_examples=len(encoded),
+        validation_examples=len(dataset.validation.encoded),
+        validation_from=dataset.validation_from,
+        skipped={reason: len(sources) for reason, sources in skipped.items()},
+        skipped_examples={reason: sources[:_NAMED] for reason, sources in skipped.items()},
+        train_tokens=sum(lengths),
+        trained_tokens=int(sum((example.labels >= 0).sum() for example in encoded)),
+        lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
+    )
+
+
+def first_example(base: Base, encoded: Encoded) -> FirstExample:
+    """An example's text in pieces, each with whether it is trained."""
+    trained = encoded.labels >= 0
+    borders = np.flatnonzero(np.diff(trained)) + 1
+    pieces = [
+        (base.tokenizer.decode(tokens.tolist()), bool(mask[0]))
+        for tokens, mask in zip(np.split(encoded.tokens, borders), np.split(trained, borders), strict=True)
+    ]
+    return FirstExample(encoded.source, pieces)
+
+
+def encoded_hash(encoded: Sequence[Encoded]) -> str:
+    """SHA-256, in hex, over tokens, labels and weights in order: what training really sees."""
+    digest = hashlib.sha256()
+    for example in encoded:
+        digest.update(np.int64(len(example.tokens)).tobytes())
+        digest.update(example.tokens.astype("<i4").tobytes())
+        digest.update(example.labels.astype("<i4").tobytes())
+        digest.update(np.float64(example.weight).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,61 @@
+"""What `gguflora eval` does: the loss of a model, with an adapter or without, in float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gguflora.data import Example, prepare
+from gguflora.errors import UsageError
+from gguflora.gguf import check_fits, read_adapter
+from gguflora.kernels import choose_kernels
+from gguflora.model import Decoder, from_adapter, load_decoder, with_pairs
+from gguflora.run.opening import Base, open_base
+from gguflora.run.setting import keep_freed_memory, set_threads
+from gguflora.train import evaluate
+
+MICRO_BATCH_TOKENS = 2048
+
+
+def measure(model: Path, examples: Sequence[Example], lora: Path | None, scale: float) -> dict[str, Any]:
+    """The mean nll of the trained tokens of `examples`.
+
+    Returns:
+        nll, tokens (how many), perplexity, examples; and model, lora, scale, skipped.
+
+    Raises:
+        GgufloraError: a file can't be used, or the adapter belongs to another base.
+    """
+    base = open_base(model)
+    prepared = prepare(examples, base.tokenizer, base.template, base.spec.context_length)
+    set_threads(None)
+    keep_freed_memory()
+    measured = evaluate(_decoder(base, lora, scale), prepared.encoded, MICRO_BATCH_TOKENS)
+    return {
+        "nll": measured.nll,
+        "tokens": measured.tokens,
+        "perplexity": math.exp(min(measured.nll, 700.0)),  # the largest that a float can hold
+        "examples": len(prepared.encoded),
+        "model": str(model),
+        "lora": str(lora) if lora else None,
+        "scale": scale if lora else None,
+        "skipped": {reason: len(sources) for reason, sources in prepared.skipped.items()},
+    }
+
+
+def _decoder(base: Base, lora: Path | None, scale: float) -> Decoder:
+    if not math.isfinite(scale):
+        raise UsageError(f"--scale must be a finite number, not {scale}.")
+    if lora is None:
+        return load_decoder(base.gguf, base.spec, torch.float32, choose_kernels(torch.float32))
+    adapter = read_adapter(lora)
+    check_fits(lora, adapter, base.gguf, base.identity)
+    decoder = load_decoder(base.gguf, base.spec, torch.float32, choose_kernels(torch.float32))
+    ranks = {pair.rank for pair in adapter.pairs.values()}
+    if len(ranks) != 1:
+        raise UsageError(f"{lora} mixes pairs of ranks {sorted(ranks)}, which is not supported yet.")
+    return with_pairs(decoder, from_adapter(adapter), scale * adapter.alpha / ranks.pop())

@@ -1,0 +1,169 @@
+"""The proof after training: the adapter file in the real llama.cpp, measured on the same tokens as here.
+
+On quantised weights llama.cpp's CPU kernels round activations, so its losses differ a little from exact ones. How
+much is expected is measured, not assumed: the mean nll may differ by 2 KL + 3 standard errors of the paired
+per-token differences, where KL(llama.cpp || ours) is what the rounding does to the predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gguflora.data import Encoded
+from gguflora.events import Answer, Verified
+from gguflora.gguf import read_adapter
+from gguflora.kernels import choose_kernels
+from gguflora.llamacpp import LlamaModel
+from gguflora.model import Decoder, from_adapter, load_decoder, logits, with_pairs
+from gguflora.run.opening import Base
+
+MAX_TOKENS = 20_000
+LEAST_TOKENS = 1_000
+WORK = 3e12  # parameters x tokens: what two cores check in about a minute
+ANSWERS = 3
+ANSWER_TOKENS = 128
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Both programs' losses on the same trained tokens, and how far apart they may lie."""
+
+    ours: float
+    llamacpp: float
+    kl: float
+    allowed: float
+    tokens: int
+
+    @property
+    def agrees(self) -> bool:
+        """The losses differ by no more than what is allowed."""
+        return abs(self.ours - self.llamacpp) <= self.allowed
+
+
+def verify(base: Base, adapter: Path, encoded: Sequence[Encoded]) -> Verified:
+    """Measure base and adapter here and in llama.cpp.
+
+    Args:
+        base: the opened model.
+        adapter: the file that training wrote; it is read again for our side too.
+        encoded: examples to measure; the first ones are taken, as many as a minute or so allows.
+
+    Raises:
+        FileError: llama.cpp refuses the model or the adapter.
+    """
+    chosen = _first_of(encoded, base)
+    read = read_adapter(adapter)
+    decoder = load_decoder(base.gguf, base.spec, torch.float32, choose_kernels(torch.float32))
+    rank = next(iter(read.pairs.values())).rank
+    tuned_decoder = with_pairs(decoder, from_adapter(read), read.alpha / rank)
+    with LlamaModel(base.gguf.path) as llama:
+        plain = compare(decoder, llama, chosen)
+        handle = llama.load_lora_adapter(adapter)
+        llama.set_lora_adapter(handle, 1.0)
+        tuned = compare(tuned_decoder, llama, chosen)
+        llama.remove_lora_adapter(handle)
+        removed = float(np.concatenate([_their_nll(llama, example) for example in chosen]).mean())
+        llama.free_lora_adapter(handle)
+    restored = removed == plain.llamacpp
+    return Verified(
+        tokens=plain.tokens,
+        base_ours=plain.ours,
+        base_llamacpp=plain.llamacpp,
+        tuned_ours=tuned.ours,
+        tuned_llamacpp=tuned.llamacpp,
+        removed_llamacpp=removed,
+        restored=restored,
+        allowed=max(plain.allowed, tuned.allowed),
+        agrees=plain.agrees and tuned.agrees and restored,
+    )
+
+
+def _their_nll(llama: LlamaModel, example: Encoded) -> Floats:
+    trained = np.flatnonzero(example.labels >= 0)
+    rows = _log_softmax(llama.logits(example.tokens)[trained - 1])
+    result: Floats = -rows[np.arange(len(trained)), example.labels[trained]]
+    return result
+
+
+def compare(decoder: Decoder, llama: LlamaModel, encoded: Sequence[Encoded]) -> Agreement:
+    """Losses of both programs on the trained tokens of `encoded`, each with the adapter that it has on now."""
+    ours, theirs, kls = [], [], []
+    for example in encoded:
+        trained = np.flatnonzero(example.labels >= 0)
+        targets = example.labels[trained]
+        mine = _log_softmax(_our_logits(decoder, example)[trained - 1])  # (n, V)
+        other = _log_softmax(llama.logits(example.tokens)[trained - 1])
+        rows = np.arange(len(trained))
+        ours.append(-mine[rows, targets])
+        theirs.append(-other[rows, targets])
+        kls.append((np.exp(other) * (other - mine)).sum(-1))
+    a, b, kl = (np.concatenate(parts) for parts in (ours, theirs, kls))
+    standard_error = (a - b).std() / np.sqrt(len(a))
+    return Agreement(
+        ours=float(a.mean()),
+        llamacpp=float(b.mean()),
+        kl=float(kl.mean()),
+        allowed=float(2 * kl.mean() + 3 * standard_error),
+        tokens=len(a),
+    )
+
+
+def answers(base: Base, adapter: Path, encoded: Sequence[Encoded]) -> list[Answer]:
+    """Let llama.cpp answer the first few examples' prompts, greedily, without and with the adapter."""
+    decode = base.tokenizer.decode
+    results = []
+    with LlamaModel(base.gguf.path) as llama:
+        handle = llama.load_lora_adapter(adapter)
+        for example in encoded[:ANSWERS]:
+            start = _last_answer_start(example.labels)
+            prompt = example.tokens[:start].tolist()
+            trained = example.tokens[start:][example.labels[start:] >= 0].tolist()
+            before = llama.generate(prompt, ANSWER_TOKENS)
+            llama.set_lora_adapter(handle, 1.0)
+            after = llama.generate(prompt, ANSWER_TOKENS)
+            llama.remove_lora_adapter(handle)
+            texts = (decode(tokens, special=False) for tokens in (prompt, trained, before, after))
+            results.append(Answer(*texts))
+    return results
+
+
+def _first_of(encoded: Sequence[Encoded], base: Base) -> list[Encoded]:
+    parameters = sum(linear.shape[0] * linear.shape[1] for linear in base.spec.linears())
+    room = min(MAX_TOKENS, max(LEAST_TOKENS, int(WORK / parameters)))
+    chosen: list[Encoded] = []
+    for example in encoded:
+        room -= len(example.tokens)
+        if chosen and room < 0:
+            break
+        chosen.append(example)
+    return chosen
+
+
+def _our_logits(decoder: Decoder, example: Encoded) -> npt.NDArray[np.float32]:
+    length = len(example.tokens)
+    tokens = torch.from_numpy(example.tokens.astype(np.int64))
+    with torch.no_grad():
+        result: npt.NDArray[np.float32] = logits(decoder, tokens, torch.arange(length), [0, length]).numpy()
+    return result
+
+
+def _log_softmax(values: npt.NDArray[np.float32]) -> Floats:
+    wide = values.astype(np.float64)
+    wide -= wide.max(-1, keepdims=True)
+    result: Floats = wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+    return result
+
+
+def _last_answer_start(labels: npt.NDArray[np.int32]) -> int:
+    """Where the last run of trained tokens begins."""
+    trained = labels >= 0
+    starts = np.flatnonzero(trained & ~np.r_[False, trained[:-1]])
+    return int(starts[-1])

@@ -1,0 +1,20 @@
+"""Training: the loop, what it keeps, and what it leaves on disk."""
+
+from gguflora.train.checkpoint import Checkpoints, Loaded, load_newest_state
+from gguflora.train.evaluate import Measured, evaluate
+from gguflora.train.loop import Job, summary, train
+from gguflora.train.state import State, named_parameters, new_state
+
+__all__ = [
+    "Checkpoints",
+    "Job",
+    "Loaded",
+    "Measured",
+    "State",
+    "evaluate",
+    "load_newest_state",
+    "named_parameters",
+    "new_state",
+    "summary",
+    "train",
+]

@@ -1,0 +1,140 @@
+"""Options: the defaults are those that the docs argue for, wrong values are refused at once, each has its help."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+
+from gguflora import config
+from gguflora.config import DataConfig, LoraConfig, TrainingConfig
+from gguflora.errors import UsageError
+
+RECORDS = [LoraConfig, DataConfig, TrainingConfig]
+
+
+def test_the_defaults_are_the_documented_ones():
+    values = {key: value for record in RECORDS for key, value in dataclasses.asdict(record()).items()}
+    assert values == {
+        "rank": 16,
+        "alpha": 32.0,
+        "target": ("all-linear",),
+        "max_length": 2048,
+        "validation": None,
+        "validation_split": None,
+        "learning_rate": 2e-4,
+        "schedule": "cosine",
+        "warmup_steps": None,
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "epochs": 3,
+        "max_steps": None,
+        "batch_size": 4,
+        "eval_steps": None,
+        "save_steps": 500,
+        "logging_steps": 10,
+        "seed": 0,
+        "threads": None,
+    }
+
+
+WRONG = {
+    LoraConfig: [
+        {"rank": 0},
+        {"rank": -1},
+        {"alpha": 0.0},
+        {"alpha": -1.0},
+        {"alpha": float("nan")},
+        {"alpha": float("inf")},
+        {"target": ()},
+    ],
+    DataConfig: [
+        {"max_length": 1},
+        {"validation_split": -0.1},
+        {"validation_split": 1.0},
+        {"validation_split": float("nan")},
+        {"validation": Path("v.jsonl"), "validation_split": 0.1},
+    ],
+    TrainingConfig: [
+        {"learning_rate": 0.0},
+        {"learning_rate": -1e-4},
+        {"learning_rate": float("nan")},
+        {"learning_rate": float("inf")},
+        {"schedule": "cosin"},
+        {"warmup_steps": -1},
+        {"weight_decay": -0.01},
+        {"weight_decay": float("nan")},
+        {"max_grad_norm": 0.0},
+        {"max_grad_norm": float("inf")},
+        {"epochs": 0},
+        {"max_steps": 0},
+        {"batch_size": 0},
+        {"eval_steps": 0},
+        {"save_steps": 0},
+        {"logging_steps": 0},
+        {"threads": 0},
+        {"seed": -1},
+    ],
+}
+
+
+@pytest.mark.parametrize(("record", "values"), [(record, values) for record in RECORDS for values in WRONG[record]])
+def test_a_wrong_value_is_refused_naming_its_option(record, values):
+    with pytest.raises(UsageError) as caught:
+        record(**values)
+    message = str(caught.value)
+    option = "--" + list(values)[-1].replace("_", "-")
+    assert option in message
+    assert message.endswith(".")
+    assert "\n" not in message
+
+
+EDGES = [
+    (LoraConfig, {"rank": 1, "alpha": 1e-3}),
+    (DataConfig, {"max_length": 2, "validation_split": 0.0}),
+    (DataConfig, {"validation": Path("v.jsonl")}),
+    (
+        TrainingConfig,
+        {"warmup_steps": 0, "weight_decay": 0.0, "epochs": 1, "max_steps": 1, "batch_size": 1, "threads": 1},
+    ),
+    *((TrainingConfig, {"schedule": name}) for name in ("cosine", "linear", "constant")),
+]
+
+
+@pytest.mark.parametrize(("record", "values"), EDGES)
+def test_the_smallest_sensible_values_pass(record, values):
+    made = record(**values)
+    assert {name: getattr(made, name) for name in values} == values
+
+
+def test_every_number_is_tested_above_with_a_wrong_value():
+    types = {field.name: set(field.type.split(" | ")) for record in RECORDS for field in dataclasses.fields(record)}
+    numbers = {name for name, kinds in types.items() if kinds & {"int", "float"}}
+    assert len(numbers) == 16
+    assert numbers <= {name for cases in WRONG.values() for case in cases for name in case}
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_every_option_has_its_help_and_can_not_be_changed(record):
+    """A string after each field is its help; the command line prints it."""
+    [definition] = ast.parse(inspect.getsource(record)).body
+    helped = [
+        field.target.id
+        for field, after in zip(definition.body, definition.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and after.value.value.strip().endswith(".")
+    ]
+    names = [field.name for field in dataclasses.fields(record)]
+    assert helped == names
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(record(), names[0], None)
+
+
+def test_no_option_is_listed_twice():
+    names = [field.name for record in RECORDS for field in dataclasses.fields(record)]
+    assert len(names) == len(set(names))
+    assert {name for name, value in vars(config).items() if dataclasses.is_dataclass(value)} == {
+        r.__name__ for r in RECORDS
+    }

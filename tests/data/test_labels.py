@@ -1,0 +1,331 @@
+"""What is trained is each answer and the token that ends it, nothing else. Expected texts are written by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gguflora.data.example import Example, Message
+from gguflora.data.labels import Encoded, encode_example
+from gguflora.errors import DataError
+from gguflora.tokenizer import ChatTemplate, Tokenizer
+from gguflora.tokenizer.special_tokens import TokenType
+
+SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+IM_START, IM_END, ENDOFTEXT = 1, 2, 0  # ids in SmolLM2's vocabulary
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def spans(encoded: Encoded, tokenizer: Tokenizer) -> list[tuple[bool, str]]:
+    """The example as (trained, text) runs, decoded from its tokens; a trained label must be its token."""
+    trained = encoded.labels != -100
+    assert (encoded.labels[trained] == encoded.tokens[trained]).all()
+    runs = groupby(zip(trained.tolist(), encoded.tokens.tolist(), strict=True), key=lambda pair: pair[0])
+    return [(kind, tokenizer.decode([token for _, token in run])) for kind, run in runs]
+
+
+CASES = {
+    "one turn": (
+        [user("Hi"), assistant("Hello!")],
+        [
+            (False, SYSTEM + "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+            (True, "Hello!<|im_end|>"),
+            (False, "\n"),
+        ],
+    ),
+    "system and two turns": (
+        [{"role": "system", "content": "Be brief"}, user("1+1?"), assistant("2"), user("2+2?"), assistant("4")],
+        [
+            (
+                False,
+                "<|im_start|>system\nBe brief<|im_end|>\n<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n",
+            ),
+            (True, "2<|im_end|>"),
+            (False, "\n<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"),
+            (True, "4<|im_end|>"),
+            (False, "\n"),
+        ],
+    ),
+    "crlf": (
+        [user("a\r\nb"), assistant("c\r\nd\r\n")],
+        [
+            (False, SYSTEM + "<|im_start|>user\na\r\nb<|im_end|>\n<|im_start|>assistant\n"),
+            (True, "c\r\nd\r\n<|im_end|>"),
+            (False, "\n"),
+        ],
+    ),
+    "leading newline, which must not merge with the template's": (
+        [user("\nx\n"), assistant("\n\ny")],
+        [
+            (False, SYSTEM + "<|im_start|>user\n\nx\n<|im_end|>\n<|im_start|>assistant\n"),
+            (True, "\n\ny<|im_end|>"),
+            (False, "\n"),
+        ],
+    ),
+    "emoji": (
+        [user("👩‍👩‍👧?"), assistant("👍🏽 café e\u0301")],
+        [
+            (False, SYSTEM + "<|im_start|>user\n👩‍👩‍👧?<|im_end|>\n<|im_start|>assistant\n"),
+            (True, "👍🏽 café e\u0301<|im_end|>"),
+            (False, "\n"),
+        ],
+    ),
+    "a user turn after the last answer": (
+        [user("Hi"), assistant("Hello!"), user("Bye")],
+        [
+            (False, SYSTEM + "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+            (True, "Hello!<|im_end|>"),
+            (False, "\n<|im_start|>user\nBye<|im_end|>\n"),
+        ],
+    ),
+    "the same answer twice, and in the question": (
+        [user("yes"), assistant("yes"), user("yes"), assistant("yes")],
+        [
+            (False, SYSTEM + "<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n"),
+            (True, "yes<|im_end|>"),
+            (False, "\n<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n"),
+            (True, "yes<|im_end|>"),
+            (False, "\n"),
+        ],
+    ),
+    "control tokens spelled by everyone": (
+        [user("What is <|im_end|>\n<|im_start|>?"), assistant("<|im_end|> ends <|endoftext|> a turn")],
+        [
+            (False, SYSTEM + "<|im_start|>user\nWhat is <|im_end|>\n<|im_start|>?<|im_end|>\n<|im_start|>assistant\n"),
+            (True, "<|im_end|> ends <|endoftext|> a turn<|im_end|>"),
+            (False, "\n"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_trained_text_of_a_conversation(case: str, tokenizer: Tokenizer, template: ChatTemplate):
+    messages, expected = CASES[case]
+    assert spans(encode_example(Example.messages(messages), tokenizer, template), tokenizer) == expected
+
+
+def test_the_trained_text_of_an_instruction(tokenizer: Tokenizer, template: ChatTemplate):
+    encoded = encode_example(Example.instruction("Translate", "Hello", "Hola", weight=0.5), tokenizer, template)
+    assert spans(encoded, tokenizer) == [
+        (False, SYSTEM + "<|im_start|>user\nTranslate\n\nHello<|im_end|>\n<|im_start|>assistant\n"),
+        (True, "Hola<|im_end|>"),
+        (False, "\n"),
+    ]
+    assert encoded.weight == 0.5
+
+
+def test_the_trained_text_of_a_completion(tokenizer: Tokenizer, template: ChatTemplate):
+    """No template; SmolLM2 wants no BOS, and its end of text (eos) is <|im_end|>."""
+    encoded = encode_example(Example.completion("def f(n):", "\n    return n"), tokenizer, template)
+    assert spans(encoded, tokenizer) == [(False, "def f(n):"), (True, "\n    return n<|im_end|>")]
+
+
+def test_a_completion_begins_with_bos_where_the_file_says_so_and_never_with_eos(
+    tokenizer: Tokenizer, template: ChatTemplate
+):
+    both = replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, add_bos=True, add_eos=True))
+    encoded = encode_example(Example.completion("a", "b"), both, template)
+    assert spans(encoded, tokenizer) == [(False, "<|im_start|>a"), (True, "b<|im_end|>")]
+
+
+def test_control_tokens_in_a_completion_are_text(tokenizer: Tokenizer, template: ChatTemplate):
+    encoded = encode_example(Example.completion("<|im_start|>", "<|im_end|>!"), tokenizer, template)
+    assert spans(encoded, tokenizer) == [(False, "<|im_start|>"), (True, "<|im_end|>!<|im_end|>")]
+    assert np.isin(encoded.tokens, [IM_START, IM_END]).sum() == 1
+
+
+def test_the_first_token_is_never_trained(tokenizer: Tokenizer, template: ChatTemplate):
+    encoded = encode_example(Example.completion("", "Once upon a time"), tokenizer, template)
+    assert spans(encoded, tokenizer) == [(False, "Once"), (True, " upon a time<|im_end|>")]
+
+
+def test_only_the_template_writes_control_tokens(tokenizer: Tokenizer, template: ChatTemplate):
+    """Three turns: three starts and three ends, whatever the messages spell."""
+    messages, _ = CASES["control tokens spelled by everyone"]
+    tokens = encode_example(Example.messages(messages), tokenizer, template).tokens.tolist()
+    assert (tokens.count(IM_START), tokens.count(IM_END), tokens.count(ENDOFTEXT)) == (3, 3, 0)
+
+
+contents = st.lists(
+    st.sampled_from(
+        ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<", "|>", "\n", " ", "im_end", "user\n", "é", "😀"]
+    ),
+    min_size=1,
+    max_size=6,
+).map("".join)
+
+
+@given(st.lists(st.tuples(contents, contents), min_size=1, max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_whatever_messages_say_the_answers_and_their_ends_are_trained(
+    tokenizer: Tokenizer, template: ChatTemplate, turns: list[tuple[str, str]]
+):
+    messages = [message for question, answer in turns for message in (user(question), assistant(answer))]
+    encoded = encode_example(Example.messages(messages), tokenizer, template)
+    trained = [text for kind, text in spans(encoded, tokenizer) if kind]
+    assert trained == [answer + "<|im_end|>" for _, answer in turns]
+    rendered = SYSTEM + "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    assert tokenizer.decode(encoded.tokens.tolist()) == rendered
+    assert encoded.tokens.tolist().count(IM_END) == 1 + len(messages)
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_trims_messages_is_followed(tokenizer: Tokenizer):
+    trimming = ChatTemplate(CHATML.replace("m.content", "m.content | trim"))
+    encoded = encode_example(Example.chat(None, " Hi \n", "\n <|im_end|> Hello "), tokenizer, trimming)
+    assert spans(encoded, tokenizer) == [
+        (False, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+        (True, "<|im_end|> Hello<|im_end|>"),
+        (False, "\n"),
+    ]
+
+
+def test_what_a_template_puts_before_an_answer_is_trained_because_the_model_must_write_it(tokenizer: Tokenizer):
+    thinking = "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}"
+    template = ChatTemplate(CHATML.replace("{{ m.content }}", thinking))
+    encoded = encode_example(Example.chat(None, "Hi", "Hello"), tokenizer, template)
+    assert spans(encoded, tokenizer)[1] == (True, "<think>\n\n</think>\n\nHello<|im_end|>")
+
+
+def test_the_end_that_the_tokenizer_adds_is_trained_where_the_template_leaves_it_to_it(tokenizer: Tokenizer):
+    """With add_eos llama-server takes a closing EOS off the text, and tokenizing puts it back."""
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}<|im_end|>{% endif %}"
+    template = ChatTemplate(
+        plain + "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+        eos_token="<|im_end|>",
+        add_eos=True,
+    )
+    adding = replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, add_eos=True))
+    messages = [user("Hi"), assistant("Hello"), user("Bye"), assistant("See you")]
+    encoded = encode_example(Example.messages(messages), adding, template)
+    assert spans(encoded, tokenizer) == [
+        (False, "user: Hiassistant: <|im_end|>"),  # llama-server puts EOS after a prompt too
+        (True, "Hello<|im_end|>"),
+        (False, "user: Byeassistant: "),
+        (True, "See you<|im_end|>"),
+    ]
+
+
+def test_what_a_template_adds_behind_the_last_message_is_not_trained_and_does_no_harm(tokenizer: Tokenizer):
+    """Phi-3.5 ends each rendering without a generation prompt with the end of the text."""
+    template = ChatTemplate(CHATML.replace("{% endif %}", "{% else %}<|endoftext|>{% endif %}"))
+    messages = [user("Hi"), assistant("Hello"), user("Bye"), assistant("See you")]
+    assert spans(encode_example(Example.messages(messages), tokenizer, template), tokenizer) == [
+        (False, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
+        (True, "Hello<|im_end|>"),
+        (False, "\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"),
+        (True, "See you<|im_end|>"),
+        (False, "\n<|endoftext|>"),
+    ]
+
+
+REFUSED = {
+    "drops the reasoning of earlier answers": (
+        CHATML.replace(
+            "{{ m.content }}", "{% if loop.last and loop.length % 2 == 0 %}<think></think>{% endif %}{{ m.content }}"
+        ),
+        r"a.jsonl:3: the chat template writes answer 1 differently .*'<think></think>a1<\|im_end.*becomes 'a1<\|im",
+    ),
+    "opens an answer with what a finished one lacks": (
+        CHATML.replace("assistant\n", "assistant\n<think>"),
+        r"a.jsonl:3: the chat template opens answer 1 with '<think>' but writes it, once finished, as 'a1<\|im_end",
+    ),
+    "opens an answer with what only a last one lacks": (
+        CHATML.replace("assistant\n", "assistant\n<think>").replace(
+            "{{ m.content }}", "{% if m.role == 'assistant' and not loop.last %}<think>{% endif %}{{ m.content }}"
+        ),
+        r"a.jsonl:3: the chat template opens answer 1 with '<think>' but writes it, once finished, as 'a1<\|im_end",
+    ),
+    "opens an answer with what an earlier one lacks": (
+        CHATML.replace("assistant\n", "assistant\n<think>").replace(
+            "{{ m.content }}", "{% if m.role == 'assistant' and loop.last %}<think>{% endif %}{{ m.content }}"
+        ),
+        r"a.jsonl:3: .* answer 1 with '<think>' but writes it, once later messages follow, as 'a1<\|im_end",
+    ),
+    "ends the last answer with another token": (
+        CHATML.replace("<|im_end|>", "{{ '<|endoftext|>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}"),
+        r"a.jsonl:3: the chat template writes answer 1 differently once later messages follow it",
+    ),
+    "never ends an answer": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}",
+        "a.jsonl:3: the chat template writes no end-of-generation token after an answer",
+    ),
+    "ends the user's turn alone": (
+        "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}<|im_end|>{% endif %}{% endfor %}",
+        "a.jsonl:3: the chat template writes no end-of-generation token after an answer",
+    ),
+    "refuses the messages": (
+        "{{ raise_exception('only one turn please') }}",
+        "a.jsonl:3: .*only one turn please",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_template_that_cannot_be_trained_turn_by_turn_is_refused_with_source_and_reason(
+    what: str, tokenizer: Tokenizer
+):
+    text, reason = REFUSED[what]
+    messages = tuple(Message(**m) for m in [user("q1"), assistant("a1"), user("q2"), assistant("a2")])
+    example = replace(Example.messages(messages), source="a.jsonl:3")
+    with pytest.raises(DataError, match=reason) as refused:
+        encode_example(example, tokenizer, ChatTemplate(text))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CHATML.replace("m.content", "m.content.split('<|im_end|>')[0]"),
+        CHATML.replace("m.content", "m.content | replace('<', '&lt;')"),
+        CHATML.replace("m.content", "m.content[:12]"),
+    ],
+)
+def test_a_template_that_acts_on_a_spelled_control_token_is_refused(text: str, tokenizer: Tokenizer):
+    with pytest.raises(DataError, match=r"a message spells '<\|im_end\|>', which the chat template acts on"):
+        encode_example(Example.chat(None, "What is <|im_end|>?", "An end"), tokenizer, ChatTemplate(text))
+    encode_example(Example.chat(None, "What is it?", "An end"), tokenizer, ChatTemplate(text))
+
+
+@pytest.mark.parametrize(
+    "example", [Example.chat(None, "Hi", "so <|im_end|>"), Example.completion("Hi", "so <|im_end|>")]
+)
+def test_an_ending_that_cannot_be_kept_as_text_is_refused_in_answers(
+    example: Example, tokenizer: Tokenizer, template: ChatTemplate
+):
+    """A user-defined token is found in any text, so an answer that spells it would end there."""
+    types = list(tokenizer.vocabulary.token_types)
+    types[IM_END] = TokenType.USER_DEFINED
+    specials = tuple(replace(special, always=special.always or special.id == IM_END) for special in tokenizer.specials)
+    changed = replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, token_types=types), specials=specials)
+    with pytest.raises(DataError, match=r"an answer holds '<\|im_end\|>', which ends every answer of this model"):
+        encode_example(example, changed, template)
+
+
+def test_nothing_to_train_is_refused(tokenizer: Tokenizer, template: ChatTemplate):
+    with pytest.raises(DataError, match="no message is the assistant's"):
+        encode_example(Example.messages([user("Hi")]), tokenizer, template)
+    with pytest.raises(DataError, match="there is nothing to train"):
+        encode_example(Example.completion("", ""), tokenizer, template)
+    no_end = replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, eos=None))
+    with pytest.raises(DataError, match="no end-of-text token"):
+        encode_example(Example.completion("a", "b"), no_end, template)
