@@ -32,6 +32,10 @@ class HParams:
     rope_dimension_count: int
     rope_freq_base: float
     rope_freq_scale: float
+    sliding_window: int
+    sliding_window_pattern: tuple[bool, ...] | int | None
+    rope_freq_base_swa: float
+    final_logit_softcapping: float
 
 
 def read_hparams(gguf: GgufFile) -> HParams:
@@ -59,6 +63,22 @@ def read_hparams(gguf: GgufFile) -> HParams:
         rope_dimension_count=keys.count("rope.dimension_count", head_dim),
         rope_freq_base=keys.number("rope.freq_base", 10_000.0),
         rope_freq_scale=_freq_scale(keys),
+        sliding_window=int(keys.number("attention.sliding_window", 0.0)),
+        sliding_window_pattern=_window_pattern(keys),
+        rope_freq_base_swa=keys.number("rope.freq_base_swa", 10_000.0),
+        final_logit_softcapping=keys.number("final_logit_softcapping", 0.0),
+    )
+
+
+def _window_pattern(keys: _Keys) -> tuple[bool, ...] | int | None:
+    """Which layers see a window only: one flag for each, or "all but the last of every n", or None if not said."""
+    value = keys.metadata.get(keys.prefix + "attention.sliding_window_pattern")
+    if value is None or type(value) is int:
+        return value
+    if isinstance(value, list) and len(value) >= keys.count("block_count"):
+        return tuple(bool(flag) for flag in value)
+    raise FileError(
+        f"{keys.path}: {keys.prefix}attention.sliding_window_pattern is {value!r:.60}, not one flag a layer."
     )
 
 

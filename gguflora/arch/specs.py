@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gguflora.arch.architectures import ARCHITECTURES, RopeKind
+from gguflora.arch.architectures import ARCHITECTURES, Activation, Architecture, RopeKind
 from gguflora.arch.hparams import HParams, read_hparams
 from gguflora.errors import FileError, ModelError
 from gguflora.gguf import GgufFile
@@ -50,13 +50,21 @@ class RopeSpec:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """Grouped-query attention: `heads` query heads share `kv_heads` keys and values; scores are times `scale`."""
+    """Grouped-query attention: `heads` query heads share `kv_heads` keys and values; scores are times `scale`.
+
+    Attributes:
+        window: a position sees itself and the window - 1 before it; None is all before it.
+        attn_q_norm: RMS norm of each query head before rope, (head_dim,); attn_k_norm of each key head; or None.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     scale: float
     rope: RopeSpec
+    window: int | None
+    attn_q_norm: str | None
+    attn_k_norm: str | None
     attn_q: LinearSpec
     attn_k: LinearSpec
     attn_v: LinearSpec
@@ -65,8 +73,9 @@ class AttentionSpec:
 
 @dataclass(frozen=True)
 class FfnSpec:
-    """Gated feed-forward: ffn_down(silu(ffn_gate(x)) * ffn_up(x))."""
+    """Gated feed-forward: ffn_down(activation(ffn_gate(x)) * ffn_up(x))."""
 
+    activation: Activation
     ffn_gate: LinearSpec
     ffn_up: LinearSpec
     ffn_down: LinearSpec
@@ -74,12 +83,19 @@ class FfnSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One layer: norms by tensor name, what mixes positions, what works on each position."""
+    """One layer: norms by tensor name, what mixes positions, what works on each position.
+
+    Attributes:
+        post_attention_norm: norm of the mixer's result before it is added to the residual, or None.
+        post_ffw_norm: the same for the feed-forward's.
+    """
 
     attn_norm: str
     mixer: AttentionSpec
+    post_attention_norm: str | None
     ffn_norm: str
     ffn: FfnSpec
+    post_ffw_norm: str | None
 
     def linears(self) -> tuple[LinearSpec, ...]:
         """The layer's linear layers, in the order of the computation."""
@@ -94,6 +110,8 @@ class ModelSpec:
     Attributes:
         vocabulary: rows of the embedding.
         tied: the output layer is the embedding itself (`output` then names token_embd.weight).
+        embedding_scale: factor of every embedding.
+        softcap: logits are softcap * tanh(logits / softcap), or None.
     """
 
     architecture: str
@@ -101,6 +119,8 @@ class ModelSpec:
     vocabulary: int
     context_length: int
     epsilon: float
+    embedding_scale: float
+    softcap: float | None
     token_embd: str
     layers: tuple[LayerSpec, ...]
     output_norm: str
@@ -128,7 +148,7 @@ def model_spec(gguf: GgufFile) -> ModelSpec:
     hparams = read_hparams(gguf)
     _check_llama_cpp_limits(gguf, hparams)
     tensors = _Tensors(gguf)
-    spec = _model(gguf.architecture, hparams, row.rope, tensors)
+    spec = _model(row, hparams, tensors)
     tensors.refuse_unused()
     return spec
 
@@ -149,55 +169,86 @@ def _check_llama_cpp_limits(gguf: GgufFile, hparams: HParams) -> None:
         )
 
 
-def _model(architecture: str, hparams: HParams, rope: RopeKind, tensors: _Tensors) -> ModelSpec:
+def _model(row: Architecture, hparams: HParams, tensors: _Tensors) -> ModelSpec:
     width = hparams.embedding_length
     vocabulary = tensors.rows_of("token_embd.weight", width)
-    layers = tuple(_layer(index, hparams, rope, tensors) for index in range(hparams.block_count))
     tied = "output.weight" not in tensors
     return ModelSpec(
-        architecture=architecture,
+        architecture=row.name,
         width=width,
         vocabulary=vocabulary,
         context_length=hparams.context_length,
         epsilon=hparams.layer_norm_rms_epsilon,
+        embedding_scale=width**0.5 if row.scaled_embedding else 1.0,
+        softcap=hparams.final_logit_softcapping or None,
         token_embd="token_embd.weight",
-        layers=layers,
+        layers=tuple(_layer(index, row, hparams, tensors) for index in range(hparams.block_count)),
         output_norm=tensors.require("output_norm.weight", (width,)),
         output=tensors.linear("token_embd" if tied else "output", vocabulary, width),
         tied=tied,
     )
 
 
-def _layer(index: int, hparams: HParams, rope: RopeKind, tensors: _Tensors) -> LayerSpec:
-    width, ff, head_dim = hparams.embedding_length, hparams.feed_forward_length, hparams.key_length
-    q_rows, kv_rows = hparams.head_count * head_dim, hparams.head_count_kv * head_dim
+def _layer(index: int, row: Architecture, hparams: HParams, tensors: _Tensors) -> LayerSpec:
+    width, ff = hparams.embedding_length, hparams.feed_forward_length
     blk = f"blk.{index}."
     return LayerSpec(
         attn_norm=tensors.require(blk + "attn_norm.weight", (width,)),
-        mixer=AttentionSpec(
-            heads=hparams.head_count,
-            kv_heads=hparams.head_count_kv,
-            head_dim=head_dim,
-            scale=head_dim**-0.5,  # llama.cpp reads attention.scale for granite and dflash alone
-            rope=RopeSpec(
-                kind=rope,
-                dim=hparams.rope_dimension_count,
-                base=hparams.rope_freq_base,
-                scale=hparams.rope_freq_scale,
-                factors=tensors.optional("rope_freqs.weight", (hparams.rope_dimension_count // 2,)),
-            ),
-            attn_q=tensors.linear(blk + "attn_q", q_rows, width),
-            attn_k=tensors.linear(blk + "attn_k", kv_rows, width),
-            attn_v=tensors.linear(blk + "attn_v", kv_rows, width),
-            attn_output=tensors.linear(blk + "attn_output", width, q_rows),
-        ),
+        mixer=_attention(index, row, hparams, tensors),
+        post_attention_norm=tensors.norm(blk + "post_attention_norm", width, row.post_norms),
         ffn_norm=tensors.require(blk + "ffn_norm.weight", (width,)),
         ffn=FfnSpec(
+            activation=row.activation,
             ffn_gate=tensors.linear(blk + "ffn_gate", ff, width),
             ffn_up=tensors.linear(blk + "ffn_up", ff, width),
             ffn_down=tensors.linear(blk + "ffn_down", width, ff),
         ),
+        post_ffw_norm=tensors.norm(blk + "post_ffw_norm", width, row.post_norms),
     )
+
+
+def _attention(index: int, row: Architecture, hparams: HParams, tensors: _Tensors) -> AttentionSpec:
+    width, head_dim = hparams.embedding_length, hparams.key_length
+    q_rows, kv_rows = hparams.head_count * head_dim, hparams.head_count_kv * head_dim
+    windowed = _is_windowed(index, row, hparams)
+    blk = f"blk.{index}."
+    scaled_width = width // hparams.head_count if hparams.block_count == row.width_scaled_at else head_dim
+    return AttentionSpec(
+        heads=hparams.head_count,
+        kv_heads=hparams.head_count_kv,
+        head_dim=head_dim,
+        scale=scaled_width**-0.5,  # llama.cpp reads attention.scale for granite and dflash alone
+        rope=_rope(row, hparams, windowed, tensors),
+        window=hparams.sliding_window if windowed else None,
+        attn_q_norm=tensors.norm(blk + "attn_q_norm", head_dim, row.qk_norm),
+        attn_k_norm=tensors.norm(blk + "attn_k_norm", head_dim, row.qk_norm),
+        attn_q=tensors.linear(blk + "attn_q", q_rows, width),
+        attn_k=tensors.linear(blk + "attn_k", kv_rows, width),
+        attn_v=tensors.linear(blk + "attn_v", kv_rows, width),
+        attn_output=tensors.linear(blk + "attn_output", width, q_rows),
+    )
+
+
+def _rope(row: Architecture, hparams: HParams, windowed: bool, tensors: _Tensors) -> RopeSpec:
+    # Layers with a window have a base of their own and no scaling (llama-hparams.h, rope_freq_scale_train_swa).
+    dim = hparams.rope_dimension_count
+    return RopeSpec(
+        kind=row.rope,
+        dim=dim,
+        base=hparams.rope_freq_base_swa if windowed else hparams.rope_freq_base,
+        scale=1.0 if windowed else hparams.rope_freq_scale,
+        factors=tensors.optional("rope_freqs.weight", (dim // 2,)) if row.rope_freqs else None,
+    )
+
+
+def _is_windowed(index: int, row: Architecture, hparams: HParams) -> bool:
+    if row.window_pattern is None or not hparams.sliding_window:
+        return False
+    pattern = hparams.sliding_window_pattern
+    if isinstance(pattern, tuple):
+        return pattern[index]
+    every = row.window_pattern if pattern is None else pattern
+    return every == 0 or index % every < every - 1  # llama-hparams.cpp, set_swa_pattern
 
 
 class _Tensors:
@@ -221,6 +272,9 @@ class _Tensors:
             raise FileError(f"{self.gguf.path}: tensor {name} has shape {info.shape}, its model needs {shape}.")
         self.used.add(name)
         return name
+
+    def norm(self, stem: str, size: int, wanted: bool) -> str | None:
+        return self.require(stem + ".weight", (size,)) if wanted else None
 
     def rows_of(self, name: str, columns: int) -> int:
         info = self.gguf.tensors.get(name)

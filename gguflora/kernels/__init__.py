@@ -1,5 +1,9 @@
-"""The operations of the network: each has a plain reference, which is its definition, and maybe faster versions."""
+"""The operations of the network, a folder each.
 
-from gguflora.kernels.choose import CPU, REFERENCE, Kernels, choose_dtype, choose_kernels
+`reference` is plain PyTorch that autograd differentiates and that works in float64: it is the definition. `explicit` is
+a pair of forward and backward over given buffers, which training runs; tests hold the two together.
+"""
 
-__all__ = ["CPU", "REFERENCE", "Kernels", "choose_dtype", "choose_kernels"]
+from gguflora.kernels.choose import choose_dtype
+
+__all__ = ["choose_dtype"]

@@ -1,4 +1,4 @@
-"""Which version of each operation runs, decided once at load and printed.
+"""Which compute dtype runs, decided once at load and printed.
 
 The choice follows from the instruction set alone, never from a timing or from free memory: the same command on the
 same machine gives the same bits.
@@ -6,53 +6,9 @@ same machine gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
-from gguflora.kernels.activation import reference as activation
-from gguflora.kernels.attention import flash
-from gguflora.kernels.attention import reference as attention
-from gguflora.kernels.head_loss import chunked
-from gguflora.kernels.head_loss import reference as head_loss
-from gguflora.kernels.lora_linear import reference as lora_linear
-from gguflora.kernels.norm import reference as norm
-from gguflora.kernels.rope import reference as rope
-
-Pair = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Kernels:
-    """The operations that the model calls. Their contracts stand at the references."""
-
-    name: str
-    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
-    rotate: Callable[[Tensor, Tensor, Tensor, bool], Tensor]
-    lora_linear: Callable[[Tensor, Tensor, Tensor | None, Pair | None, float], Tensor]
-    attention: Callable[[Tensor, Tensor, Tensor, list[int], float], Tensor]
-    swiglu: Callable[[Tensor, Tensor], Tensor]
-    head_loss: Callable[[Tensor, Tensor, Tensor, Tensor, Pair | None, float], tuple[Tensor, Tensor]]
-
-
-REFERENCE = Kernels(
-    name="reference",
-    rms_norm=norm.rms_norm,
-    rotate=rope.rotate,
-    lora_linear=lora_linear.lora_linear,
-    attention=attention.attention,
-    swiglu=activation.swiglu,
-    head_loss=head_loss.head_loss,
-)
-CPU = replace(REFERENCE, name="cpu", attention=flash.attention, head_loss=chunked.head_loss)
-
-
-def choose_kernels(dtype: torch.dtype) -> Kernels:
-    """The fastest versions for `dtype`; float64, which only proofs use, gets the references."""
-    return REFERENCE if dtype is torch.float64 else CPU
 
 
 def choose_dtype() -> tuple[torch.dtype, str]:

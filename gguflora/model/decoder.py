@@ -2,7 +2,7 @@
 
     h = embedding(tokens)                                     (T, D), the residual, float32
     for each layer:
-        h = h + attn_output(attention(rms_norm(h)))
+        h = h + attn_output(attention(rms_norm(h)))           some models normalise each branch again
         h = h + ffn_down(silu(ffn_gate(n)) * ffn_up(n))       n = rms_norm(h)
     loss = cross_entropy(output(rms_norm(h)), labels)         on labelled rows alone
 
@@ -19,26 +19,15 @@ import torch
 from torch import Tensor
 
 from gguflora.arch import RopeSpec
-from gguflora.gguf import GgmlType
-from gguflora.kernels import Kernels
 from gguflora.kernels.dequantise.reference import dequantise
+from gguflora.kernels.head_loss.reference import capped, head_loss
+from gguflora.kernels.norm.reference import rms_norm
 from gguflora.model.attention import Attention
 from gguflora.model.ffn import Ffn
 from gguflora.model.linear import Linear
 from gguflora.model.lora import Pairs
 from gguflora.model.rope import angles
-
-
-@dataclass(frozen=True)
-class Embedding:
-    """The token embedding, left packed: packed (V, bytes per row), uint8."""
-
-    packed: Tensor
-    type: GgmlType
-
-    def __call__(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        """Tokens (T,) to their rows (T, D)."""
-        return dequantise(self.packed[tokens], self.type).to(dtype)
+from gguflora.model.weight import PackedRows, dense
 
 
 @dataclass(frozen=True)
@@ -47,8 +36,10 @@ class Layer:
 
     attn_norm: Tensor
     mixer: Attention
+    post_attention_norm: Tensor | None
     ffn_norm: Tensor
     ffn: Ffn
+    post_ffw_norm: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -56,21 +47,23 @@ class Decoder:
     """A model ready to run.
 
     Attributes:
-        rope: shared by all layers.
+        token_embd: (V, bytes per row), left packed: only the rows that tokens ask for are dequantised.
+        embedding_scale: factor of every embedding.
+        softcap: logits are softcap * tanh(logits / softcap), or None.
         rope_factors: (h/2,) divisors of rope's frequencies, or None.
-        dtype: the compute dtype.
         epsilon: of every norm.
+        dtype: the compute dtype.
     """
 
-    token_embd: Embedding
+    token_embd: PackedRows
     layers: tuple[Layer, ...]
     output_norm: Tensor
     output: Linear
-    rope: RopeSpec
+    embedding_scale: float
+    softcap: float | None
     rope_factors: Tensor | None
     epsilon: float
     dtype: torch.dtype
-    kernels: Kernels
 
     @property
     def residual_dtype(self) -> torch.dtype:
@@ -90,22 +83,42 @@ def hidden_states(decoder: Decoder, tokens: Tensor, positions: Tensor, document_
     Returns:
         (T, D) normalised hidden states in the compute dtype, ready for the output layer.
     """
-    kernels, epsilon = decoder.kernels, decoder.epsilon
-    h = decoder.token_embd(tokens, decoder.residual_dtype)
-    cos, sin = angles(decoder.rope, decoder.rope_factors, positions, decoder.residual_dtype)
+    epsilon = decoder.epsilon
+    h = embed(decoder, tokens)
+    turns = rope_tables(decoder, positions)
     for layer in decoder.layers:
-        x = kernels.rms_norm(h, layer.attn_norm, epsilon).to(decoder.dtype)
-        h = h + layer.mixer(x, cos, sin, document_starts, kernels)
-        x = kernels.rms_norm(h, layer.ffn_norm, epsilon).to(decoder.dtype)
-        h = h + layer.ffn(x, kernels)
-    return kernels.rms_norm(h, decoder.output_norm, epsilon).to(decoder.dtype)
+        x = rms_norm(h, layer.attn_norm, epsilon).to(decoder.dtype)
+        cos, sin = turns[layer.mixer.spec.rope]
+        mixed = layer.mixer(x, cos, sin, document_starts, epsilon)
+        h = h + _normed(mixed, layer.post_attention_norm, decoder)
+        x = rms_norm(h, layer.ffn_norm, epsilon).to(decoder.dtype)
+        h = h + _normed(layer.ffn(x), layer.post_ffw_norm, decoder)
+    return rms_norm(h, decoder.output_norm, epsilon).to(decoder.dtype)
+
+
+def embed(decoder: Decoder, tokens: Tensor) -> Tensor:
+    """Token ids (T,) to their scaled embeddings (T, D)."""
+    table = decoder.token_embd
+    return dequantise(table.data[tokens], table.type).to(decoder.residual_dtype) * decoder.embedding_scale
+
+
+def rope_tables(decoder: Decoder, positions: Tensor) -> dict[RopeSpec, tuple[Tensor, Tensor]]:
+    """Cosines and sines (T, h/2) of each kind of rope that the layers have."""
+    specs = {layer.mixer.spec.rope for layer in decoder.layers}
+    return {spec: angles(spec, decoder.rope_factors, positions, decoder.residual_dtype) for spec in specs}
+
+
+def _normed(branch: Tensor, weight: Tensor | None, decoder: Decoder) -> Tensor:
+    """A branch's result (T, D) as it is added to the residual: through its own norm, where the model has one."""
+    if weight is None:
+        return branch
+    return rms_norm(branch.to(decoder.residual_dtype), weight, decoder.epsilon)
 
 
 def logits(decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts: list[int]) -> Tensor:
     """Logits of every position: (T, V), float32 (float64 in proofs). For parity; training never needs them all."""
-    return decoder.output(hidden_states(decoder, tokens, positions, document_starts), decoder.kernels).to(
-        decoder.residual_dtype
-    )
+    hidden = hidden_states(decoder, tokens, positions, document_starts)
+    return capped(decoder.output(hidden).to(decoder.residual_dtype), decoder.softcap)
 
 
 def row_loss(
@@ -133,13 +146,14 @@ def row_loss(
     labelled = (labels >= 0).nonzero()[:, 0]  # (n,)
     hidden = hidden_states(decoder, tokens, positions, document_starts)
     head = decoder.output
-    return decoder.kernels.head_loss(
+    return head_loss(
         hidden[labelled - 1],  # the state before a token predicts it
         labels[labelled],
         weights[labelled].to(decoder.residual_dtype),
-        head.weight,
+        dense(head.weight),
         head.halves,
         head.scale,
+        decoder.softcap,
     )
 
 

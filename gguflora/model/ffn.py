@@ -6,18 +6,26 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gguflora.kernels import Kernels
+from gguflora.arch.architectures import Activation
+from gguflora.kernels.activation.reference import gated
 from gguflora.model.linear import Linear
+from gguflora.model.weight import Weight
 
 
 @dataclass(frozen=True)
 class Ffn:
-    """The tensors of one layer's gated feed-forward."""
+    """The tensors of one layer's gated feed-forward, and its activation.
 
+    Attributes:
+        gate_up_weight: (2F, D), ffn_gate's and ffn_up's weights under each other (resident: they are views of it).
+    """
+
+    activation: Activation
+    gate_up_weight: Weight
     ffn_gate: Linear
     ffn_up: Linear
     ffn_down: Linear
 
-    def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """X (T, D), normalised, to (T, D)."""
-        return self.ffn_down(kernels.swiglu(self.ffn_gate(x, kernels), self.ffn_up(x, kernels)), kernels)
+        return self.ffn_down(gated(self.ffn_gate(x), self.ffn_up(x), self.activation))

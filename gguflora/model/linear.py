@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gguflora.kernels import Kernels
+from gguflora.kernels.lora_linear.reference import lora_linear
 from gguflora.model.lora import LoraPair
+from gguflora.model.weight import Weight, dense
 
 
 @dataclass(frozen=True)
@@ -16,14 +17,14 @@ class Linear:
 
     Attributes:
         name: its tensor's name in the file.
-        weight: (out, in), in the compute dtype.
+        weight: (out, in), resident in the compute dtype or packed.
         bias: (out,) or None.
         pair: what is trained on it, or None.
         scale: factor of the pair's product: alpha / rank times the user's scale.
     """
 
     name: str
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None
     pair: LoraPair | None = None
     scale: float = 0.0
@@ -33,6 +34,6 @@ class Linear:
         """The pair as the operations take it: (lora_a, lora_b)."""
         return (self.pair.lora_a, self.pair.lora_b) if self.pair else None
 
-    def __call__(self, x: Tensor, kernels: Kernels) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """X (T, in) to (T, out)."""
-        return kernels.lora_linear(x, self.weight, self.bias, self.halves, self.scale)
+        return lora_linear(x, dense(self.weight), self.bias, self.halves, self.scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,12 +11,12 @@ from torch import Tensor
 from gguflora.arch import LayerSpec, LinearSpec, ModelSpec
 from gguflora.errors import FileError, ModelError
 from gguflora.gguf import BLOCKS, GgmlType, GgufFile
-from gguflora.kernels import Kernels
 from gguflora.kernels.dequantise.reference import FUNCTIONS, dequantise
 from gguflora.model.attention import Attention
-from gguflora.model.decoder import Decoder, Embedding, Layer
+from gguflora.model.decoder import Decoder, Layer
 from gguflora.model.ffn import Ffn
 from gguflora.model.linear import Linear
+from gguflora.model.weight import PackedRows, PackedWeight, Weight, stacked
 
 
 def check_types(gguf: GgufFile) -> None:
@@ -32,14 +33,14 @@ def check_types(gguf: GgufFile) -> None:
             )
 
 
-def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, kernels: Kernels) -> Decoder:
+def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, packed: bool = False) -> Decoder:
     """Load the base, without pairs (model.decoder.with_pairs adds them).
 
     Args:
         gguf: the opened file.
         spec: what it holds, from arch.model_spec.
         dtype: the compute dtype of linear layers and attention.
-        kernels: the operations' versions.
+        packed: weights stay in the file's blocks and memory; else they are dequantised once.
 
     Raises:
         ModelError: a tensor's type is not supported.
@@ -47,48 +48,74 @@ def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, kernels: K
     """
     check_types(gguf)
     residual = torch.promote_types(dtype, torch.float32)
-    rope = spec.layers[0].mixer.rope
+    factors = spec.layers[0].mixer.rope.factors
     return Decoder(
-        token_embd=_embedding(gguf, spec.token_embd),
-        layers=tuple(_layer(gguf, layer, dtype) for layer in spec.layers),
+        token_embd=PackedRows(_packed(gguf, spec.token_embd).clone(), gguf.tensors[spec.token_embd].type),
+        layers=tuple(_layer(gguf, layer, dtype, packed) for layer in spec.layers),
         output_norm=_tensor(gguf, spec.output_norm, residual),
-        output=_linear(gguf, spec.output, dtype),
-        rope=rope,
-        rope_factors=_tensor(gguf, rope.factors, residual) if rope.factors else None,
+        output=_linear(gguf, spec.output, dtype, packed),
+        embedding_scale=spec.embedding_scale,
+        softcap=spec.softcap,
+        rope_factors=_optional(gguf, factors, residual),
         epsilon=spec.epsilon,
         dtype=dtype,
-        kernels=kernels,
     )
 
 
-def _layer(gguf: GgufFile, spec: LayerSpec, dtype: torch.dtype) -> Layer:
+def _layer(gguf: GgufFile, spec: LayerSpec, dtype: torch.dtype, packed: bool) -> Layer:
     residual = torch.promote_types(dtype, torch.float32)
     mixer, ffn = spec.mixer, spec.ffn
+    qkv_weight, (attn_q, attn_k, attn_v) = _group(gguf, (mixer.attn_q, mixer.attn_k, mixer.attn_v), dtype, packed)
+    gate_up_weight, (ffn_gate, ffn_up) = _group(gguf, (ffn.ffn_gate, ffn.ffn_up), dtype, packed)
     return Layer(
         attn_norm=_tensor(gguf, spec.attn_norm, residual),
         mixer=Attention(
             spec=mixer,
-            attn_q=_linear(gguf, mixer.attn_q, dtype),
-            attn_k=_linear(gguf, mixer.attn_k, dtype),
-            attn_v=_linear(gguf, mixer.attn_v, dtype),
-            attn_output=_linear(gguf, mixer.attn_output, dtype),
+            attn_q_norm=_optional(gguf, mixer.attn_q_norm, residual),
+            attn_k_norm=_optional(gguf, mixer.attn_k_norm, residual),
+            qkv_weight=qkv_weight,
+            attn_q=attn_q,
+            attn_k=attn_k,
+            attn_v=attn_v,
+            attn_output=_linear(gguf, mixer.attn_output, dtype, packed),
         ),
+        post_attention_norm=_optional(gguf, spec.post_attention_norm, residual),
         ffn_norm=_tensor(gguf, spec.ffn_norm, residual),
         ffn=Ffn(
-            ffn_gate=_linear(gguf, ffn.ffn_gate, dtype),
-            ffn_up=_linear(gguf, ffn.ffn_up, dtype),
-            ffn_down=_linear(gguf, ffn.ffn_down, dtype),
+            activation=ffn.activation,
+            gate_up_weight=gate_up_weight,
+            ffn_gate=ffn_gate,
+            ffn_up=ffn_up,
+            ffn_down=_linear(gguf, ffn.ffn_down, dtype, packed),
         ),
+        post_ffw_norm=_optional(gguf, spec.post_ffw_norm, residual),
     )
 
 
-def _linear(gguf: GgufFile, spec: LinearSpec, dtype: torch.dtype) -> Linear:
-    bias = _tensor(gguf, spec.bias, dtype) if spec.bias else None
-    return Linear(name=spec.name, weight=_tensor(gguf, spec.name, dtype), bias=bias)
+def _optional(gguf: GgufFile, name: str | None, dtype: torch.dtype) -> Tensor | None:
+    return _tensor(gguf, name, dtype) if name else None
 
 
-def _embedding(gguf: GgufFile, name: str) -> Embedding:
-    return Embedding(_packed(gguf, name).clone(), gguf.tensors[name].type)
+def _group(
+    gguf: GgufFile, specs: tuple[LinearSpec, ...], dtype: torch.dtype, packed: bool
+) -> tuple[Weight, list[Linear]]:
+    """Linear layers that read the same input: their weights under each other, and each layer with its own."""
+    linears = [_linear(gguf, spec, dtype, packed) for spec in specs]
+    weight = stacked([linear.weight for linear in linears])
+    if isinstance(weight, PackedWeight):
+        return weight, linears
+    views = torch.split(weight, [spec.shape[0] for spec in specs])  # so that nothing is held twice
+    return weight, [replace(linear, weight=view) for linear, view in zip(linears, views, strict=True)]
+
+
+def _linear(gguf: GgufFile, spec: LinearSpec, dtype: torch.dtype, packed: bool) -> Linear:
+    weight: Weight
+    if packed:
+        rows = PackedRows(_packed(gguf, spec.name), gguf.tensors[spec.name].type)
+        weight = PackedWeight((rows,), spec.shape, dtype)
+    else:
+        weight = _tensor(gguf, spec.name, dtype)
+    return Linear(name=spec.name, weight=weight, bias=_optional(gguf, spec.bias, dtype))
 
 
 def _tensor(gguf: GgufFile, name: str, dtype: torch.dtype) -> Tensor:

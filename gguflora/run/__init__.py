@@ -21,13 +21,14 @@ from gguflora.data import Encoded, Example
 from gguflora.errors import GgufloraError
 from gguflora.events import Event, Finished, Planned, Resumed, Warned
 from gguflora.kernels import choose_dtype, choose_kernels
-from gguflora.model import Decoder, load_decoder, new_pairs, with_pairs
+from gguflora.model import Decoder, Workspace, load_decoder, new_pairs, with_pairs
 from gguflora.report import append_metrics, keep_metrics_until
 from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_example, make_dataset
 from gguflora.run.folder import check_folder, check_same_run, claim_folder, read_record, write_record
 from gguflora.run.opening import Base, model_loaded, open_base
 from gguflora.run.setting import environment, keep_freed_memory, set_threads
 from gguflora.run.verify import answers, verify
+from gguflora.train.step import Method
 from gguflora.train import Checkpoints, Job, State, load_newest_state, new_state, summary, train
 
 MICRO_BATCH_TOKENS = 2048
@@ -167,6 +168,7 @@ def _job(request: Request, base: Base, dataset: Dataset, state: State) -> Job:
         validation=dataset.validation.encoded,
         config=request.training,
         micro_batch_tokens=MICRO_BATCH_TOKENS,
+        method=Method(Workspace(MICRO_BATCH_TOKENS)),
     )
 
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-
 from gguflora.data import Encoded, MicroBatch, pack
 from gguflora.model import Decoder
-from gguflora.train.step import micro_batch_loss
+from gguflora.train.step import Method, micro_batch_nll
 
 
 @dataclass(frozen=True)
@@ -22,14 +20,13 @@ class Measured:
     tokens: int
 
 
-def evaluate(decoder: Decoder, encoded: Sequence[Encoded], micro_batch_tokens: int) -> Measured:
+def evaluate(decoder: Decoder, encoded: Sequence[Encoded], micro_batch_tokens: int, method: Method) -> Measured:
     """Measure `encoded` with the decoder as it is, packed into rows of at most `micro_batch_tokens` tokens."""
-    nll = np.concatenate([token_nll(decoder, micro_batch) for micro_batch in pack(encoded, micro_batch_tokens)])
+    nll = np.concatenate([token_nll(decoder, micro_batch, method) for micro_batch in pack(encoded, micro_batch_tokens)])
     return Measured(float(nll.mean(dtype=np.float64)), len(nll))
 
 
-def token_nll(decoder: Decoder, micro_batch: MicroBatch) -> npt.NDArray[np.float32]:
+def token_nll(decoder: Decoder, micro_batch: MicroBatch, method: Method) -> npt.NDArray[np.float32]:
     """The nll of each trained token of a micro-batch, in its order."""
-    with torch.no_grad():
-        _, nll = micro_batch_loss(decoder, micro_batch)
-    return nll.numpy()
+    result: npt.NDArray[np.float32] = micro_batch_nll(decoder, micro_batch, method).numpy()
+    return result

@@ -21,7 +21,7 @@ from gguflora.train.memory import resident_bytes
 from gguflora.train.optimiser import clip, gradients_of, update
 from gguflora.train.schedule import learning_rate, warmup_steps
 from gguflora.train.state import State
-from gguflora.train.step import accumulate
+from gguflora.train.step import Method, accumulate
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Job:
     validation: Sequence[Encoded]
     config: TrainingConfig
     micro_batch_tokens: int
+    method: Method
 
     @property
     def steps_per_epoch(self) -> int:
@@ -94,7 +95,7 @@ def _step(job: Job, state: State) -> StepDone:
     started = time.monotonic()
     indices = step_indices(job.config.seed, state.step, len(job.examples), job.config.batch_size)
     micro_batches = pack([job.examples[index] for index in indices], job.micro_batch_tokens)
-    loss = accumulate(job.decoder, micro_batches)
+    loss = accumulate(job.decoder, micro_batches, job.method)
     if not abs(loss.nll) < float("inf"):
         sources = ", ".join(job.examples[index].source for index in indices)
         raise NumericError(
@@ -137,7 +138,7 @@ def _end_epoch(job: Job, state: State) -> EpochDone:
 
 def _evaluate(job: Job, state: State) -> Evaluated:
     """Measure the validation examples; before the first step there is nothing that could be best."""
-    measured = evaluate(job.decoder, job.validation, job.micro_batch_tokens)
+    measured = evaluate(job.decoder, job.validation, job.micro_batch_tokens, job.method)
     best = state.step > 0 and (state.best_loss is None or measured.nll < state.best_loss)
     epoch = _epoch(job, state)
     if best:

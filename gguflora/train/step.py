@@ -9,7 +9,20 @@ import torch
 from torch import Tensor
 
 from gguflora.data import MicroBatch
-from gguflora.model import Decoder, row_loss
+from gguflora.model import Decoder, PackedRow, Workspace, row_gradients, row_loss, row_nll
+
+
+@dataclass(frozen=True)
+class Method:
+    """How gradients are computed.
+
+    Attributes:
+        work: buffers of the explicit forward and backward; None runs the reference, plain autograd.
+        recompute: layers keep their input alone and run again in the backward (not for the reference).
+    """
+
+    work: Workspace | None
+    recompute: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,7 @@ class StepLoss:
         return self.nll / self.weight
 
 
-def accumulate(decoder: Decoder, micro_batches: Sequence[MicroBatch]) -> StepLoss:
+def accumulate(decoder: Decoder, micro_batches: Sequence[MicroBatch], method: Method) -> StepLoss:
     """Add the step's gradients to the decoder's pairs.
 
     Each micro-batch's loss is divided by the weight of the whole step, so the gradient is the same however the step
@@ -35,25 +48,42 @@ def accumulate(decoder: Decoder, micro_batches: Sequence[MicroBatch]) -> StepLos
     total = sum(trained_weight(micro_batch) for micro_batch in micro_batches)
     nll, tokens = 0.0, 0
     for micro_batch in micro_batches:
-        loss, _ = micro_batch_loss(decoder, micro_batch)
-        (loss / total).backward()  # type: ignore[no-untyped-call]
-        nll += float(loss.detach())
+        nll += _row_gradients(decoder, packed_row(micro_batch), 1 / total, method)
         tokens += len(micro_batch.tokens)
     return StepLoss(nll, total, tokens)
 
 
-def micro_batch_loss(decoder: Decoder, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """Weighted sum of the nll of a micro-batch (with gradient), and each trained token's nll (without)."""
-    return row_loss(
-        decoder,
-        torch.from_numpy(micro_batch.tokens),
-        torch.from_numpy(micro_batch.positions),
-        micro_batch.document_starts.tolist(),
-        torch.from_numpy(micro_batch.labels),
-        torch.from_numpy(micro_batch.weights),
+def micro_batch_nll(decoder: Decoder, micro_batch: MicroBatch, method: Method) -> Tensor:
+    """The nll (n,) of a micro-batch's trained tokens, in their order, without gradients."""
+    row = packed_row(micro_batch)
+    with torch.no_grad():
+        if method.work is not None:
+            return row_nll(decoder, row, method.work)
+        _, nll = row_loss(decoder, row.tokens, row.positions, row.document_starts, row.labels, row.weights)
+        return nll
+
+
+def packed_row(micro_batch: MicroBatch) -> PackedRow:
+    """A micro-batch as tensors that share its memory: the one place where arrays become tensors."""
+    return PackedRow(
+        tokens=torch.from_numpy(micro_batch.tokens),
+        positions=torch.from_numpy(micro_batch.positions),
+        document_starts=micro_batch.document_starts.tolist(),
+        labels=torch.from_numpy(micro_batch.labels),
+        weights=torch.from_numpy(micro_batch.weights),
     )
 
 
 def trained_weight(micro_batch: MicroBatch) -> float:
     """Sum of the weights of a micro-batch's trained tokens."""
     return float(micro_batch.weights[micro_batch.labels >= 0].sum(dtype="float64"))
+
+
+def _row_gradients(decoder: Decoder, row: PackedRow, factor: float, method: Method) -> float:
+    """Add the gradients of factor * loss of a row to the pairs; gives the row's loss, sum(weights * nll)."""
+    if method.work is not None:
+        loss, _ = row_gradients(decoder, row, factor, method.work, method.recompute)
+        return loss
+    loss_tensor, _ = row_loss(decoder, row.tokens, row.positions, row.document_starts, row.labels, row.weights)
+    (loss_tensor * factor).backward()  # type: ignore[no-untyped-call]
+    return float(loss_tensor.detach())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, document_starts: list[int], scale: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, document_starts: list[int], scale: float, window: int | None) -> Tensor:
     """softmax(q k^T * scale) v, document by document.
 
     Args:
@@ -20,6 +20,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, document_starts: list[int], scale
         v: (T, K, h) values.
         document_starts: where each document begins, and T at the end.
         scale: factor of the scores.
+        window: a position sees itself and the window - 1 positions before it; None is all before it.
 
     Returns:
         (T, H, h).
@@ -30,10 +31,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, document_starts: list[int], scale
         queries = q[start:end].transpose(0, 1)  # (H, t, h)
         keys = k[start:end].transpose(0, 1).repeat_interleave(group, 0)
         values = v[start:end].transpose(0, 1).repeat_interleave(group, 0)
-        scores = (queries @ keys.transpose(1, 2) * scale).masked_fill(_future(end - start, q.device), -torch.inf)
+        hidden = unseen(end - start, window).to(q.device)  # (t, t)
+        scores = (queries @ keys.transpose(1, 2) * scale).masked_fill(hidden, -torch.inf)
         outputs.append((scores.softmax(-1) @ values).transpose(0, 1))  # (t, H, h)
     return torch.cat(outputs)
 
 
-def _future(length: int, device: torch.device) -> Tensor:
-    return torch.ones(length, length, dtype=torch.bool, device=device).triu(1)
+def unseen(length: int, window: int | None) -> Tensor:
+    """Which positions (columns) each position (row) does not see: (t, t) bool."""
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    if window is None:
+        return later
+    return later | torch.ones_like(later).tril(-window)

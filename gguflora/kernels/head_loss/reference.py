@@ -18,6 +18,7 @@ def head_loss(
     weight: Tensor,
     pair: tuple[Tensor, Tensor] | None,
     scale: float,
+    softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of n labelled rows.
 
@@ -28,11 +29,17 @@ def head_loss(
         weight: (V, D) output layer.
         pair: the output layer's pair, or None.
         scale: the pair's scale.
+        softcap: logits are softcap * tanh(logits / softcap), or None.
 
     Returns:
         The loss, sum of weights * nll (a scalar with gradient), and nll (n,) without.
     """
     logits = lora_linear(hidden, weight, None, pair, scale)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # (n, V)
+    logits = capped(logits.to(torch.promote_types(logits.dtype, torch.float32)), softcap)  # (n, V)
     nll = logits.logsumexp(-1) - logits.gather(-1, labels[:, None])[:, 0]
     return (nll * weights).sum(), nll.detach()
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits kept within +-softcap by tanh, as they are if it is None."""
+    return logits if softcap is None else softcap * (logits / softcap).tanh()

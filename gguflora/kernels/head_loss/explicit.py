@@ -1,0 +1,78 @@
+"""The head's loss with its gradient in the same pass, in chunks of rows: more logits than a chunk's never exist.
+
+With y = x W^T + s (x A^T) B^T, p = softmax(y) and dy = weights (p - onehot(label)) (times 1 - tanh^2 where logits are
+capped), for each chunk:
+
+    dx = dy W + dc A        dc = s dy B        dA += dc^T x        dB += s dy^T (x A^T)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gguflora.kernels.head_loss.reference import capped
+from gguflora.kernels.lora_linear import explicit as linear
+from gguflora.kernels.lora_linear.explicit import StackedPairs
+
+CHUNK = 256  # rows; 50 MB of float32 logits at a vocabulary of 49k, 268 MB at 262k
+
+
+@dataclass(frozen=True)
+class HeadGradients:
+    """dx (n, D), and dA (r, D), dB (V, r) where the head has a pair."""
+
+    dx: Tensor
+    da: Tensor | None
+    db: Tensor | None
+
+
+def nll(x: Tensor, labels: Tensor, weight: Tensor, pairs: StackedPairs | None, softcap: float | None) -> Tensor:
+    """The nll (n,) of labels (n,) for normalised states x (n, D) and output layer weight (V, D)."""
+    parts = []
+    for rows in _chunks(len(labels)):
+        logits = _logits(x[rows], weight, pairs, softcap)
+        parts.append(_nll(logits, logits.logsumexp(-1), labels[rows]))
+    return torch.cat(parts)
+
+
+def forward_backward(
+    x: Tensor, labels: Tensor, weights: Tensor, weight: Tensor, pairs: StackedPairs | None, softcap: float | None
+) -> tuple[Tensor, HeadGradients]:
+    """The nll (n,) of labels, and the gradients of sum(weights * nll), weights (n,)."""
+    dx = torch.empty_like(x)
+    da = db = None
+    parts = []
+    for rows in _chunks(len(labels)):
+        logits = _logits(x[rows], weight, pairs, softcap)
+        lse = logits.logsumexp(-1)
+        parts.append(_nll(logits, lse, labels[rows]))
+        slope = None if softcap is None else 1 - (logits / softcap).square_()
+        dy = logits.sub_(lse[:, None]).exp_()  # softmax, in the logits' own memory
+        dy[torch.arange(len(dy)), labels[rows]] -= 1
+        dy *= weights[rows, None]
+        if slope is not None:
+            dy *= slope
+        c = None if pairs is None else x[rows] @ pairs.a.t()
+        gradients = linear.backward(dy.to(x.dtype), x[rows], c, weight, pairs, dx[rows])
+        if gradients:
+            da = gradients[0] if da is None else da + gradients[0]
+            db = gradients[1] if db is None else db + gradients[1]
+    return torch.cat(parts), HeadGradients(dx, da, db)
+
+
+def _chunks(n: int) -> list[slice]:
+    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
+
+
+def _logits(x: Tensor, weight: Tensor, pairs: StackedPairs | None, softcap: float | None) -> Tensor:
+    y = x @ weight.t()
+    if pairs is not None:
+        y.addmm_(x @ pairs.a.t(), pairs.b.t(), alpha=pairs.scale)
+    return capped(y.to(torch.promote_types(y.dtype, torch.float32)), softcap)
+
+
+def _nll(logits: Tensor, lse: Tensor, labels: Tensor) -> Tensor:
+    return lse - logits.gather(-1, labels[:, None])[:, 0]

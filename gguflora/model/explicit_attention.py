@@ -1,0 +1,139 @@
+"""The attention half of a layer as a pair of forward and backward; the reference is Attention.__call__.
+
+    q, k, v = x W_q^T, x W_k^T, x W_v^T        q, k through the heads' norms (where there are any), then rope
+    y = attention(q, k, v) W_o^T
+
+Kept for the backward: q, k, v as attention reads them, what it gives, the pairs' inner products, and, for the heads'
+norms, q and k before them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gguflora.arch import AttentionSpec
+from gguflora.kernels.attention import explicit as attention
+from gguflora.kernels.lora_linear import explicit as linear
+from gguflora.kernels.norm import explicit as norm
+from gguflora.kernels.rope.reference import rotate
+from gguflora.model.attention import Attention
+from gguflora.model.groups import add_gradients, inner_buffer, stack_bias, stack_pairs
+from gguflora.model.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Row:
+    """What attention needs to know of a packed row.
+
+    Attributes:
+        cos: (T, h/2), with sin the angles of this layer's rope.
+        document_starts: where each document begins, and T at the end.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    document_starts: list[int]
+
+
+@dataclass(frozen=True)
+class SavedAttention:
+    """qkv (T, (H + 2K) h) as the product gave them; q (T, H, h), k (T, K, h) turned; mixed (T, H, h); c (T, R) each.
+
+    r_q (T H, 1) and r_k (T K, 1) are the heads' norms' factors, None without.
+    """
+
+    qkv: Tensor
+    q: Tensor
+    k: Tensor
+    mixed: Tensor
+    c_qkv: Tensor | None
+    c_output: Tensor | None
+    r_q: Tensor | None
+    r_k: Tensor | None
+
+
+def forward(
+    mixer: Attention, x: Tensor, row: Row, epsilon: float, work: Workspace, prefix: str, y: Tensor
+) -> SavedAttention:
+    """Write y (T, D) for the normalised x (T, D); what is kept goes to buffers named by `prefix`."""
+    spec, tokens = mixer.spec, x.shape[0]
+    group = (mixer.attn_q, mixer.attn_k, mixer.attn_v)
+    qkv = work.take(prefix + "qkv", (tokens, mixer.qkv_weight.shape[0]), x.dtype)
+    pairs = stack_pairs(group, x.dtype)
+    c_qkv = inner_buffer(pairs, work, prefix + "c_qkv", tokens)
+    linear.forward(x, work.dense(mixer.qkv_weight), stack_bias(group, x.dtype), pairs, qkv, c_qkv)
+    raw_q, raw_k, v = _heads(qkv, spec)
+    q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, prefix + "q")
+    k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, prefix + "k")
+    mixed = work.take(prefix + "mixed", (tokens, spec.heads, spec.head_dim), x.dtype)
+    attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed)
+    output = mixer.attn_output
+    pairs = stack_pairs((output,), x.dtype)
+    c_output = inner_buffer(pairs, work, prefix + "c_output", tokens)
+    linear.forward(mixed.view(tokens, -1), work.dense(output.weight), output.bias, pairs, y, c_output)
+    return SavedAttention(qkv, q, k, mixed, c_qkv, c_output, r_q, r_k)
+
+
+def backward(
+    mixer: Attention, dy: Tensor, x: Tensor, row: Row, saved: SavedAttention, work: Workspace, dx: Tensor
+) -> None:
+    """Write dx (T, D) for dy (T, D), and add to the pairs' gradients."""
+    spec, tokens = mixer.spec, x.shape[0]
+    output = (mixer.attn_output,)
+    pairs = stack_pairs(output, x.dtype)
+    mixed = saved.mixed.view(tokens, -1)
+    d_mixed = work.take("d_mixed", tuple(mixed.shape), x.dtype)
+    add_gradients(
+        output, linear.backward(dy, mixed, saved.c_output, work.dense(mixer.attn_output.weight), pairs, d_mixed)
+    )
+    raw_q, raw_k, v = _heads(saved.qkv, spec)
+    dq, dk, dv = attention.backward(
+        d_mixed.view_as(saved.mixed), saved.q, saved.k, v, row.document_starts, spec.scale, spec.window
+    )
+    d_qkv = work.take("d_qkv", tuple(saved.qkv.shape), x.dtype)
+    d_raw_q, d_raw_k, d_v = _heads(d_qkv, spec)
+    d_raw_q.copy_(_turned_back(dq, raw_q, saved.r_q, mixer.attn_q_norm, row, spec))
+    d_raw_k.copy_(_turned_back(dk, raw_k, saved.r_k, mixer.attn_k_norm, row, spec))
+    d_v.copy_(dv)
+    group = (mixer.attn_q, mixer.attn_k, mixer.attn_v)
+    pairs = stack_pairs(group, x.dtype)
+    add_gradients(group, linear.backward(d_qkv, x, saved.c_qkv, work.dense(mixer.qkv_weight), pairs, dx))
+
+
+def _heads(qkv: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of q (T, H, h), k and v (T, K, h) in the group's output."""
+    heads = qkv.view(qkv.shape[0], -1, spec.head_dim)
+    q, k, v = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
+    return q, k, v
+
+
+def _turned(
+    raw: Tensor, weight: Tensor | None, row: Row, spec: AttentionSpec, epsilon: float, work: Workspace, name: str
+) -> tuple[Tensor, Tensor | None]:
+    """Heads (T, H, h) through their norm, if any, and rope; with the norm's factors (T H, 1)."""
+    r = None
+    x = raw
+    if weight is not None:
+        tokens, heads, size = raw.shape
+        r = work.take(name + "_r", (tokens * heads, 1), row.cos.dtype)
+        flat = raw.to(row.cos.dtype).reshape(-1, size)
+        x = torch.empty(raw.shape, dtype=raw.dtype)
+        norm.forward(flat, weight, epsilon, x.view(-1, size), r)
+    turned = work.take(name, tuple(raw.shape), raw.dtype)
+    turned.copy_(rotate(x, row.cos, row.sin, spec.rope.kind == "half_split"))
+    return turned, r
+
+
+def _turned_back(
+    d_turned: Tensor, raw: Tensor, r: Tensor | None, weight: Tensor | None, row: Row, spec: AttentionSpec
+) -> Tensor:
+    """Gradient of `_turned`: rope by the opposite angle, then the norm's backward."""
+    d_normed = rotate(d_turned, row.cos, -row.sin, spec.rope.kind == "half_split")
+    if weight is None or r is None:
+        return d_normed
+    size = raw.shape[-1]
+    flat = raw.to(row.cos.dtype).reshape(-1, size)
+    return norm.backward(d_normed.reshape(-1, size), flat, weight, r).view(raw.shape)
