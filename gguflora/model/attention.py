@@ -10,6 +10,7 @@ from gguflora.arch import AttentionSpec
 from gguflora.kernels.attention.reference import attention
 from gguflora.kernels.norm.reference import rms_norm
 from gguflora.kernels.rope.reference import rotate
+from gguflora.model.dropout import Dropout, mask_of
 from gguflora.model.linear import Linear
 from gguflora.model.weight import Weight
 
@@ -33,7 +34,15 @@ class Attention:
     attn_v: Linear
     attn_output: Linear
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, document_starts: list[int], epsilon: float) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        document_starts: list[int],
+        epsilon: float,
+        dropout: Dropout | None = None,
+    ) -> Tensor:
         """Mix the positions of each document: x (T, D), normalised, to (T, D).
 
         Args:
@@ -42,12 +51,14 @@ class Attention:
             sin: (T, h/2).
             document_starts: where each document begins, and T at the end.
             epsilon: of the heads' norms.
+            dropout: masks of what the pairs read, or None.
         """
         spec, tokens = self.spec, x.shape[0]
         half_split = spec.rope.kind == "half_split"
-        q = self.attn_q(x).view(tokens, spec.heads, spec.head_dim)
-        k = self.attn_k(x).view(tokens, spec.kv_heads, spec.head_dim)
-        v = self.attn_v(x).view(tokens, spec.kv_heads, spec.head_dim)
+        mask = mask_of(dropout, self.attn_q.name, x)
+        q = self.attn_q(x, mask).view(tokens, spec.heads, spec.head_dim)
+        k = self.attn_k(x, mask).view(tokens, spec.kv_heads, spec.head_dim)
+        v = self.attn_v(x, mask).view(tokens, spec.kv_heads, spec.head_dim)
         if self.attn_q_norm is not None and self.attn_k_norm is not None:
             # norms are computed in the residual's precision, as all norms are
             q = rms_norm(q.to(cos.dtype), self.attn_q_norm, epsilon).to(x.dtype)
@@ -55,4 +66,5 @@ class Attention:
         q = rotate(q, cos, sin, half_split)
         k = rotate(k, cos, sin, half_split)
         mixed = attention(q, k, v, document_starts, spec.scale, spec.window)  # (T, H, h)
-        return self.attn_output(mixed.reshape(tokens, -1))
+        mixed = mixed.reshape(tokens, -1)
+        return self.attn_output(mixed, mask_of(dropout, self.attn_output.name, mixed))

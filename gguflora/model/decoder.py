@@ -23,10 +23,12 @@ from gguflora.kernels.dequantise.reference import dequantise
 from gguflora.kernels.head_loss.reference import capped, head_loss
 from gguflora.kernels.norm.reference import rms_norm
 from gguflora.model.attention import Attention
+from gguflora.model.dropout import Dropout, mask_of
 from gguflora.model.ffn import Ffn
 from gguflora.model.linear import Linear
 from gguflora.model.lora import Pairs
 from gguflora.model.rope import angles
+from gguflora.model.row import PackedRow
 from gguflora.model.weight import PackedRows, dense
 
 
@@ -71,7 +73,9 @@ class Decoder:
         return torch.promote_types(self.dtype, torch.float32)
 
 
-def hidden_states(decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts: list[int]) -> Tensor:
+def hidden_states(
+    decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts: list[int], dropout: Dropout | None = None
+) -> Tensor:
     """Run the layers.
 
     Args:
@@ -79,6 +83,7 @@ def hidden_states(decoder: Decoder, tokens: Tensor, positions: Tensor, document_
         tokens: (T,) ids of a packed row.
         positions: (T,) position of each token in its document.
         document_starts: where each document begins, and T at the end.
+        dropout: masks of what the pairs read, or None.
 
     Returns:
         (T, D) normalised hidden states in the compute dtype, ready for the output layer.
@@ -89,10 +94,10 @@ def hidden_states(decoder: Decoder, tokens: Tensor, positions: Tensor, document_
     for layer in decoder.layers:
         x = rms_norm(h, layer.attn_norm, epsilon).to(decoder.dtype)
         cos, sin = turns[layer.mixer.spec.rope]
-        mixed = layer.mixer(x, cos, sin, document_starts, epsilon)
+        mixed = layer.mixer(x, cos, sin, document_starts, epsilon, dropout)
         h = h + _normed(mixed, layer.post_attention_norm, decoder)
         x = rms_norm(h, layer.ffn_norm, epsilon).to(decoder.dtype)
-        h = h + _normed(layer.ffn(x), layer.post_ffw_norm, decoder)
+        h = h + _normed(layer.ffn(x, dropout), layer.post_ffw_norm, decoder)
     return rms_norm(h, decoder.output_norm, epsilon).to(decoder.dtype)
 
 
@@ -121,39 +126,25 @@ def logits(decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts:
     return capped(decoder.output(hidden).to(decoder.residual_dtype), decoder.softcap)
 
 
-def row_loss(
-    decoder: Decoder,
-    tokens: Tensor,
-    positions: Tensor,
-    document_starts: list[int],
-    labels: Tensor,
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
+def row_loss(decoder: Decoder, row: PackedRow) -> tuple[Tensor, Tensor]:
     """Loss of a packed row: sum of weights * nll over its labelled positions.
 
-    Args:
-        decoder: the model.
-        tokens: (T,) ids.
-        positions: (T,) position of each token in its document.
-        document_starts: where each document begins, and T at the end.
-        labels: (T,) the token to be predicted *at* each position from those before it, -100 where none is trained.
-            A document's first position is never labelled.
-        weights: (T,) factor of each position's nll.
-
     Returns:
-        The loss (a scalar with gradient), and nll of the labelled positions in their order, without.
+        The loss (a scalar with gradient), and the nll (n,) of the labelled positions in their order, without.
     """
-    labelled = (labels >= 0).nonzero()[:, 0]  # (n,)
-    hidden = hidden_states(decoder, tokens, positions, document_starts)
-    head = decoder.output
+    labelled, head = row.labelled, decoder.output
+    hidden = hidden_states(decoder, row.tokens, row.positions, row.document_starts, row.dropout)
+    mask = mask_of(row.dropout, head.name, hidden)
+    before = labelled - 1  # the state before a token predicts it
     return head_loss(
-        hidden[labelled - 1],  # the state before a token predicts it
-        labels[labelled],
-        weights[labelled].to(decoder.residual_dtype),
+        hidden[before],
+        row.labels[labelled],
+        row.weights[labelled].to(decoder.residual_dtype),
         dense(head.weight),
         head.halves,
         head.scale,
         decoder.softcap,
+        None if mask is None else mask[before],
     )
 
 

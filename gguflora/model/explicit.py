@@ -23,7 +23,8 @@ from gguflora.model import explicit_attention, explicit_ffn
 from gguflora.model.decoder import Decoder, Layer, embed, rope_tables
 from gguflora.model.explicit_attention import Row, SavedAttention
 from gguflora.model.explicit_ffn import SavedFfn
-from gguflora.model.groups import add_gradients, stack_pairs
+from gguflora.model.groups import add_gradients, single, stack_pairs
+from gguflora.model.row import PackedRow
 from gguflora.model.workspace import Workspace
 
 
@@ -41,24 +42,6 @@ class SavedLayer:
     ffn_branch: Tensor | None
     r_post_attention: Tensor | None
     r_post_ffw: Tensor | None
-
-
-@dataclass(frozen=True)
-class PackedRow:
-    """A packed row as tensors.
-
-    Attributes:
-        tokens, positions: (T,).
-        document_starts: where each document begins, and T at the end.
-        labels: (T,) the token to be predicted *at* each position, -100 where none is trained.
-        weights: (T,) factor of each position's nll.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    document_starts: list[int]
-    labels: Tensor
-    weights: Tensor
 
 
 def row_gradients(
@@ -94,14 +77,18 @@ def row_nll(decoder: Decoder, row: PackedRow, work: Workspace) -> Tensor:
         _, h = _layer_forward(decoder, layer, h, rows[index], work, "", f"{index % 2}.h_in")
     x, _, labels = _labelled(decoder, row, h, work)
     return head.nll(
-        x, labels, work.dense(decoder.output.weight), stack_pairs((decoder.output,), decoder.dtype), decoder.softcap
+        x,
+        labels,
+        work.dense(decoder.output.weight),
+        stack_pairs(single(decoder.output), decoder.dtype),
+        decoder.softcap,
     )
 
 
 def _rows(decoder: Decoder, row: PackedRow) -> list[Row]:
     """The row as each layer's attention sees it: the layers' ropes may differ."""
     tables = rope_tables(decoder, row.positions)
-    by_spec = {spec: Row(cos, sin, row.document_starts) for spec, (cos, sin) in tables.items()}
+    by_spec = {spec: Row(cos, sin, row.document_starts, row.dropout) for spec, (cos, sin) in tables.items()}
     return [by_spec[layer.mixer.spec.rope] for layer in decoder.layers]
 
 
@@ -122,7 +109,7 @@ def _layer_forward(
     mixed_branch = y if layer.post_attention_norm is not None else None
     x, r_ffn = _norm(decoder, h_mid, layer.ffn_norm, work, prefix + "r_ffn")
     y = work.take(prefix + "ffn_branch" if layer.post_ffw_norm is not None else "y", tuple(x.shape), x.dtype)
-    ffn = explicit_ffn.forward(layer.ffn, x, work, prefix, y)
+    ffn = explicit_ffn.forward(layer.ffn, x, row.dropout, work, prefix, y)
     h_out = work.take(name_out, tuple(h_in.shape), h_in.dtype)
     r_post_ffw = _add(decoder, h_mid, y, layer.post_ffw_norm, work, prefix + "r_post_ffw", h_out)
     ffn_branch = y if layer.post_ffw_norm is not None else None
@@ -138,7 +125,7 @@ def _layer_backward(decoder: Decoder, layer: Layer, dh: Tensor, saved: SavedLaye
     x = work.take("x", tuple(dh.shape), decoder.dtype)
     dy = _branch_gradient(dh, saved.ffn_branch, layer.post_ffw_norm, saved.r_post_ffw, work, decoder.dtype)
     norm.apply(saved.h_mid, layer.ffn_norm, saved.r_ffn, x)
-    explicit_ffn.backward(layer.ffn, dy, x, saved.ffn, work, dx)
+    explicit_ffn.backward(layer.ffn, dy, x, row.dropout, saved.ffn, work, dx)
     dh += norm.backward(dx, saved.h_mid, layer.ffn_norm, saved.r_ffn)
     dy = _branch_gradient(
         dh, saved.mixed_branch, layer.post_attention_norm, saved.r_post_attention, work, decoder.dtype
@@ -151,14 +138,14 @@ def _layer_backward(decoder: Decoder, layer: Layer, dh: Tensor, saved: SavedLaye
 def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Workspace) -> tuple[Tensor, Tensor]:
     """nll (n,) of the labelled positions, and dh (T, D) of the last layer's output."""
     x, r, labels = _labelled(decoder, row, h, work)
-    labelled = (row.labels >= 0).nonzero()[:, 0]
+    labelled = row.labelled
     weights = row.weights[labelled].to(decoder.residual_dtype) * factor
-    pairs = stack_pairs((decoder.output,), decoder.dtype)
+    pairs = stack_pairs(single(decoder.output), decoder.dtype)
     nll, gradients = head.forward_backward(
         x, labels, weights, work.dense(decoder.output.weight), pairs, decoder.softcap
     )
     if gradients.da is not None and gradients.db is not None:
-        add_gradients((decoder.output,), (gradients.da, gradients.db))
+        add_gradients(single(decoder.output), gradients.da, gradients.db)
     before = labelled - 1
     dh = work.take("dh", tuple(h.shape), h.dtype).zero_()
     # A position is before at most one labelled one, so no two rows fall together.
@@ -168,7 +155,7 @@ def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Work
 
 def _labelled(decoder: Decoder, row: PackedRow, h: Tensor, work: Workspace) -> tuple[Tensor, Tensor, Tensor]:
     """Normalised states x (n, D) that predict the labelled positions, the norm's r (n, 1), and the labels (n,)."""
-    labelled = (row.labels >= 0).nonzero()[:, 0]
+    labelled = row.labelled
     states = h[labelled - 1]  # the state before a token predicts it
     x = work.take("head_x", tuple(states.shape), decoder.dtype)
     r = work.take("head_r", (states.shape[0], 1), h.dtype)

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from gguflora.arch import AttentionSpec
 from gguflora.kernels.attention import explicit as attention
-from gguflora.kernels.lora_linear import explicit as linear
 from gguflora.kernels.norm import explicit as norm
 from gguflora.kernels.rope.reference import rotate
+from gguflora.model import groups
 from gguflora.model.attention import Attention
-from gguflora.model.groups import add_gradients, inner_buffer, stack_bias, stack_pairs
+from gguflora.model.dropout import Dropout
+from gguflora.model.groups import Group, single
 from gguflora.model.workspace import Workspace
 
 
@@ -31,11 +32,13 @@ class Row:
     Attributes:
         cos: (T, h/2), with sin the angles of this layer's rope.
         document_starts: where each document begins, and T at the end.
+        dropout: masks of what the pairs read, or None.
     """
 
     cos: Tensor
     sin: Tensor
     document_starts: list[int]
+    dropout: Dropout | None
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,16 @@ def forward(
 ) -> SavedAttention:
     """Write y (T, D) for the normalised x (T, D); what is kept goes to buffers named by `prefix`."""
     spec, tokens = mixer.spec, x.shape[0]
-    group = (mixer.attn_q, mixer.attn_k, mixer.attn_v)
-    qkv = work.take(prefix + "qkv", (tokens, mixer.qkv_weight.shape[0]), x.dtype)
-    pairs = stack_pairs(group, x.dtype)
-    c_qkv = inner_buffer(pairs, work, prefix + "c_qkv", tokens)
-    linear.forward(x, work.dense(mixer.qkv_weight), stack_bias(group, x.dtype), pairs, qkv, c_qkv)
+    group = _qkv(mixer)
+    qkv = work.take(prefix + "qkv", (tokens, group.weight.shape[0]), x.dtype)
+    c_qkv = groups.forward(group, x, row.dropout, work, prefix + "c_qkv", qkv)
     raw_q, raw_k, v = _heads(qkv, spec)
     q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, prefix + "q")
     k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, prefix + "k")
     mixed = work.take(prefix + "mixed", (tokens, spec.heads, spec.head_dim), x.dtype)
     attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed)
-    output = mixer.attn_output
-    pairs = stack_pairs((output,), x.dtype)
-    c_output = inner_buffer(pairs, work, prefix + "c_output", tokens)
-    linear.forward(mixed.view(tokens, -1), work.dense(output.weight), output.bias, pairs, y, c_output)
+    flat = mixed.view(tokens, -1)
+    c_output = groups.forward(single(mixer.attn_output), flat, row.dropout, work, prefix + "c_output", y)
     return SavedAttention(qkv, q, k, mixed, c_qkv, c_output, r_q, r_k)
 
 
@@ -81,14 +80,10 @@ def backward(
     mixer: Attention, dy: Tensor, x: Tensor, row: Row, saved: SavedAttention, work: Workspace, dx: Tensor
 ) -> None:
     """Write dx (T, D) for dy (T, D), and add to the pairs' gradients."""
-    spec, tokens = mixer.spec, x.shape[0]
-    output = (mixer.attn_output,)
-    pairs = stack_pairs(output, x.dtype)
-    mixed = saved.mixed.view(tokens, -1)
+    spec = mixer.spec
+    mixed = saved.mixed.view(x.shape[0], -1)
     d_mixed = work.take("d_mixed", tuple(mixed.shape), x.dtype)
-    add_gradients(
-        output, linear.backward(dy, mixed, saved.c_output, work.dense(mixer.attn_output.weight), pairs, d_mixed)
-    )
+    groups.backward(single(mixer.attn_output), dy, mixed, saved.c_output, row.dropout, work, d_mixed)
     raw_q, raw_k, v = _heads(saved.qkv, spec)
     dq, dk, dv = attention.backward(
         d_mixed.view_as(saved.mixed), saved.q, saved.k, v, row.document_starts, spec.scale, spec.window
@@ -98,9 +93,11 @@ def backward(
     d_raw_q.copy_(_turned_back(dq, raw_q, saved.r_q, mixer.attn_q_norm, row, spec))
     d_raw_k.copy_(_turned_back(dk, raw_k, saved.r_k, mixer.attn_k_norm, row, spec))
     d_v.copy_(dv)
-    group = (mixer.attn_q, mixer.attn_k, mixer.attn_v)
-    pairs = stack_pairs(group, x.dtype)
-    add_gradients(group, linear.backward(d_qkv, x, saved.c_qkv, work.dense(mixer.qkv_weight), pairs, dx))
+    groups.backward(_qkv(mixer), d_qkv, x, saved.c_qkv, row.dropout, work, dx)
+
+
+def _qkv(mixer: Attention) -> Group:
+    return Group((mixer.attn_q, mixer.attn_k, mixer.attn_v), mixer.qkv_weight)
 
 
 def _heads(qkv: Tensor, spec: AttentionSpec) -> tuple[Tensor, Tensor, Tensor]:

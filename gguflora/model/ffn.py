@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gguflora.arch.architectures import Activation
 from gguflora.kernels.activation.reference import gated
+from gguflora.model.dropout import Dropout, mask_of
 from gguflora.model.linear import Linear
 from gguflora.model.weight import Weight
 
@@ -26,6 +27,8 @@ class Ffn:
     ffn_up: Linear
     ffn_down: Linear
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
         """X (T, D), normalised, to (T, D)."""
-        return self.ffn_down(gated(self.ffn_gate(x), self.ffn_up(x), self.activation))
+        mask = mask_of(dropout, self.ffn_gate.name, x)
+        act = gated(self.ffn_gate(x, mask), self.ffn_up(x, mask), self.activation)
+        return self.ffn_down(act, mask_of(dropout, self.ffn_down.name, act))

@@ -34,6 +34,6 @@ class Linear:
         """The pair as the operations take it: (lora_a, lora_b)."""
         return (self.pair.lora_a, self.pair.lora_b) if self.pair else None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """X (T, in) to (T, out)."""
-        return lora_linear(x, dense(self.weight), self.bias, self.halves, self.scale)
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """X (T, in) to (T, out); mask (T, in) is dropout's, on what the pair reads."""
+        return lora_linear(x, dense(self.weight), self.bias, self.halves, self.scale, mask)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from gguflora.data import Encoded, MicroBatch, pack
 from gguflora.model import Decoder
 from gguflora.train.step import Method, micro_batch_nll

@@ -59,7 +59,7 @@ def micro_batch_nll(decoder: Decoder, micro_batch: MicroBatch, method: Method) -
     with torch.no_grad():
         if method.work is not None:
             return row_nll(decoder, row, method.work)
-        _, nll = row_loss(decoder, row.tokens, row.positions, row.document_starts, row.labels, row.weights)
+        _, nll = row_loss(decoder, row)
         return nll
 
 
@@ -84,6 +84,6 @@ def _row_gradients(decoder: Decoder, row: PackedRow, factor: float, method: Meth
     if method.work is not None:
         loss, _ = row_gradients(decoder, row, factor, method.work, method.recompute)
         return loss
-    loss_tensor, _ = row_loss(decoder, row.tokens, row.positions, row.document_starts, row.labels, row.weights)
+    loss_tensor, _ = row_loss(decoder, row)
     (loss_tensor * factor).backward()  # type: ignore[no-untyped-call]
     return float(loss_tensor.detach())

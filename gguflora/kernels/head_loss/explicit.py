@@ -33,20 +33,27 @@ def nll(x: Tensor, labels: Tensor, weight: Tensor, pairs: StackedPairs | None, s
     """The nll (n,) of labels (n,) for normalised states x (n, D) and output layer weight (V, D)."""
     parts = []
     for rows in _chunks(len(labels)):
-        logits = _logits(x[rows], weight, pairs, softcap)
+        logits, _ = _logits(x[rows], weight, pairs, softcap)
         parts.append(_nll(logits, logits.logsumexp(-1), labels[rows]))
     return torch.cat(parts)
 
 
 def forward_backward(
-    x: Tensor, labels: Tensor, weights: Tensor, weight: Tensor, pairs: StackedPairs | None, softcap: float | None
+    x: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    weight: Tensor,
+    pairs: StackedPairs | None,
+    softcap: float | None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, HeadGradients]:
-    """The nll (n,) of labels, and the gradients of sum(weights * nll), weights (n,)."""
+    """The nll (n,) of labels, and the gradients of sum(weights * nll), weights (n,); mask (n, D) is dropout's."""
     dx = torch.empty_like(x)
     da = db = None
     parts = []
     for rows in _chunks(len(labels)):
-        logits = _logits(x[rows], weight, pairs, softcap)
+        part = None if mask is None else mask[rows]
+        logits, c = _logits(x[rows], weight, pairs, softcap, part)
         lse = logits.logsumexp(-1)
         parts.append(_nll(logits, lse, labels[rows]))
         slope = None if softcap is None else 1 - (logits / softcap).square_()
@@ -55,8 +62,7 @@ def forward_backward(
         dy *= weights[rows, None]
         if slope is not None:
             dy *= slope
-        c = None if pairs is None else x[rows] @ pairs.a.t()
-        gradients = linear.backward(dy.to(x.dtype), x[rows], c, weight, pairs, dx[rows])
+        gradients = linear.backward(dy.to(x.dtype), x[rows], c, weight, pairs, dx[rows], part)
         if gradients:
             da = gradients[0] if da is None else da + gradients[0]
             db = gradients[1] if db is None else db + gradients[1]
@@ -67,11 +73,14 @@ def _chunks(n: int) -> list[slice]:
     return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
 
 
-def _logits(x: Tensor, weight: Tensor, pairs: StackedPairs | None, softcap: float | None) -> Tensor:
-    y = x @ weight.t()
-    if pairs is not None:
-        y.addmm_(x @ pairs.a.t(), pairs.b.t(), alpha=pairs.scale)
-    return capped(y.to(torch.promote_types(y.dtype, torch.float32)), softcap)
+def _logits(
+    x: Tensor, weight: Tensor, pairs: StackedPairs | None, softcap: float | None, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Logits (n, V) in float32 at least, and c (n, r) of the pair."""
+    y = x.new_empty(x.shape[0], weight.shape[0])
+    c = None if pairs is None else x.new_empty(x.shape[0], pairs.a.shape[0])
+    linear.forward(x, weight, None, pairs, y, c, mask)
+    return capped(y.to(torch.promote_types(y.dtype, torch.float32)), softcap), c
 
 
 def _nll(logits: Tensor, lse: Tensor, labels: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ def head_loss(
     pair: tuple[Tensor, Tensor] | None,
     scale: float,
     softcap: float | None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Loss of n labelled rows.
 
@@ -30,11 +31,12 @@ def head_loss(
         pair: the output layer's pair, or None.
         scale: the pair's scale.
         softcap: logits are softcap * tanh(logits / softcap), or None.
+        mask: (n, D) dropout's factors of what the pair reads, or None.
 
     Returns:
         The loss, sum of weights * nll (a scalar with gradient), and nll (n,) without.
     """
-    logits = lora_linear(hidden, weight, None, pair, scale)
+    logits = lora_linear(hidden, weight, None, pair, scale, mask)
     logits = capped(logits.to(torch.promote_types(logits.dtype, torch.float32)), softcap)  # (n, V)
     nll = logits.logsumexp(-1) - logits.gather(-1, labels[:, None])[:, 0]
     return (nll * weights).sum(), nll.detach()

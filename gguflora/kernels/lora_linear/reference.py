@@ -16,6 +16,7 @@ def lora_linear(
     bias: Tensor | None,
     pair: tuple[Tensor, Tensor] | None,
     scale: float,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """One linear layer.
 
@@ -25,6 +26,7 @@ def lora_linear(
         bias: (out,) or None.
         pair: lora_a (r, in) and lora_b (out, r) in their own dtype, rounded to the compute dtype here; or None.
         scale: alpha / rank, times the user's scale.
+        mask: (T, in) factors of what the pair reads (dropout), or None.
 
     Returns:
         (T, out).
@@ -33,5 +35,6 @@ def lora_linear(
     if pair is None:
         return y
     lora_a, lora_b = pair
-    inner = linear(x, lora_a.to(x.dtype)) * scale  # (T, r)
+    read = x if mask is None else x * mask
+    inner = linear(read, lora_a.to(x.dtype)) * scale  # (T, r)
     return y + linear(inner, lora_b.to(x.dtype))
