@@ -21,6 +21,7 @@ from gguflora.kernels.head_loss import explicit as head
 from gguflora.kernels.norm import explicit as norm
 from gguflora.model import explicit_attention, explicit_ffn
 from gguflora.model.decoder import Decoder, Layer, embed, rope_tables
+from gguflora.model.dropout import mask_of
 from gguflora.model.explicit_attention import Row, SavedAttention
 from gguflora.model.explicit_ffn import SavedFfn
 from gguflora.model.groups import add_gradients, single, stack_pairs
@@ -141,8 +142,15 @@ def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Work
     labelled = row.labelled
     weights = row.weights[labelled].to(decoder.residual_dtype) * factor
     pairs = stack_pairs(single(decoder.output), decoder.dtype)
+    mask = None if pairs is None else mask_of(row.dropout, decoder.output.name, h)
     nll, gradients = head.forward_backward(
-        x, labels, weights, work.dense(decoder.output.weight), pairs, decoder.softcap
+        x,
+        labels,
+        weights,
+        work.dense(decoder.output.weight),
+        pairs,
+        decoder.softcap,
+        None if mask is None else mask[labelled - 1].to(x.dtype),
     )
     if gradients.da is not None and gradients.db is not None:
         add_gradients(single(decoder.output), gradients.da, gradients.db)
