@@ -12,7 +12,7 @@ With `recompute` a layer keeps its input alone, and its forward runs again befor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -71,7 +71,8 @@ def row_gradients(
 
 
 def row_nll(decoder: Decoder, row: PackedRow, work: Workspace) -> Tensor:
-    """The nll (n,) of the labelled positions, in their order; nothing is kept for a backward."""
+    """The nll (n,) of the labelled positions, in their order: nothing is dropped, nothing kept for a backward."""
+    row = replace(row, dropout=None)
     rows = _rows(decoder, row)
     h = _embed(decoder, row, work)
     for index, layer in enumerate(decoder.layers):
