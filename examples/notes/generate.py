@@ -76,6 +76,15 @@ def _listed(text: str) -> list[str]:
     return text.split(", ")
 
 
+def _named(firsts: Sequence[str], seconds: Sequence[str]) -> list[str]:
+    """Shop names of two words: each first word with several second ones, so that no two names are the same."""
+    return [
+        f"{first} {seconds[(3 * index + 17 * turn) % len(seconds)]}"
+        for turn in range(4)
+        for index, first in enumerate(firsts)
+    ]
+
+
 MONTHS = _listed("January, February, March, April, May, June, July, August, September, October, November, December")
 
 
@@ -88,24 +97,56 @@ class Words:
     people: Sequence[str]
 
 
+_FIRST_WORDS = _listed(
+    "Green, Corner, Blue, Old, Sunny, Red, City, River, Golden, Happy, North, Silver, Main, Little, "
+    "Big, Daily, Fresh, Stone, White, Black, Oak, Maple, Top, Ocean, Mountain, Paper, Copper, Lucky, "
+    "Morning, Quiet, Royal, Second, Simple, Station, Village, Wild, Union, Yellow, Bright, Cozy, "
+    "Autumn, Brave, Calm, Cedar, Chapel, Clever, Dancing, Diamond, Early, Elm, Fairy, Family, Flying, "
+    "Fox, Friendly, Garden, Gentle, High, Honest, Humble, Jade, Kind, Lavender, Liberty, Lion, "
+    "Low, Meadow, Merry, Modern, New, Noon, Orchid, Palm, Peach, Pearl, Polar, Prime, Proud, Rainbow, "
+    "Rocky, Rusty, Sandy, School, Scarlet, Shady, Singing, Sleepy, South, Spring, Square, Star, Swift, "
+    "Tall, Tiny, True, Twin, Upper, Warm, West, Winter, Wooden, Young"
+)
+_SECOND_WORDS = _listed(
+    "Basket, Market, Anchor, Mill, Side, Barn, Books, House, Spoon, Home, Moon, Street, Box, Bread, "
+    "Farm, Bridge, Rabbit, Cat, Tree, Leaf, Floor, View, Gear, Plane, Pot, Penny, Glory, Room, Fork, "
+    "Chance, Things, Kiosk, Store, Rose, Door, Idea, Arcade, Attic, Bakery, Bazaar, Cafe, Cellar, "
+    "Center, Court, Crown, Depot, Drum, Factory, Feather, Garage, Hall, Horse, Kitchen, Ladder, "
+    "Lantern, Lodge, Owl, Pantry, Place, Plaza, Pony, Shop, Supply, Table, Tower, Wheel, Works"
+)
+
+# Hundreds of different values, each trained once or twice: with fewer the model learns the words instead of copying.
 TRAIN_WORDS = Words(
     items=_listed(
         "apples, bananas, bread, butter, rice, pasta, coffee, green tea, oat milk, orange juice, cheese, "
         "tomatoes, onions, potatoes, chicken soup, pizza, sandwiches, cookies, dark chocolate, ice cream, "
-        "cat food, dog biscuits, bird seed, batteries, light bulbs, candles, matches, soap, shampoo, toothpaste, "
-        "paper towels, printer ink, pens, envelopes, stamps, notebooks, socks, gloves, running shoes, "
-        "rain boots, sunglasses, winter coats, curtains, bed sheets, pillows, desk lamps, tea kettles, plates, "
-        "forks, garden tools, tulip bulbs, plant pots, paint, nails, bike locks, train tickets, movie tickets, "
-        "birthday cake, flowers, headphones, phone cases, board games, comic books, vitamins"
+        "cat food, dog biscuits, bird seed, batteries, light bulbs, candles, matches, soap, shampoo, "
+        "toothpaste, paper towels, printer ink, pens, envelopes, stamps, notebooks, socks, gloves, running "
+        "shoes, rain boots, sunglasses, winter coats, curtains, bed sheets, pillows, desk lamps, tea "
+        "kettles, plates, forks, garden tools, tulip bulbs, plant pots, paint, nails, bike locks, train "
+        "tickets, movie tickets, birthday cake, flowers, headphones, phone cases, board games, comic books, "
+        "vitamins, almonds, apricots, avocados, bacon, bagels, baking powder, barley, basil, beans, beef, "
+        "beetroot, berries, biscotti, broccoli, brown sugar, cabbage, cashews, cat litter, celery, cereal, "
+        "chili flakes, cinnamon, coconuts, corn, couscous, crackers, cucumbers, dates, dumplings, "
+        "eggplants, eggs, fennel, figs, flour, garlic, ginger, granola, ham, hazelnuts, jam, kale, ketchup, "
+        "kiwis, leeks, lentils, lettuce, limes, mangoes, maple water, margarine, marmalade, melons, milk, "
+        "mint, muesli, mustard, nectarines, nutmeg, oatmeal, olives, oranges, oregano, pancakes, papayas, "
+        "parsley, peaches, pears, pepper, pickles, pineapples, plums, pretzels, pumpkins, quinoa, radishes, "
+        "raisins, raspberries, salmon, salt, sausages, sesame oil, shrimps, spinach, squash, strawberries, "
+        "tofu, tortillas, tuna, turkey, vanilla, vinegar, waffles, walnuts, watermelons, zucchini, ankle "
+        "boots, aprons, backpacks, baseball caps, bath towels, belts, bicycle tires, bookends, bottle "
+        "openers, bowls, bracelets, brooms, buckets, buttons, cables, calendars, cameras, carpets, chairs, "
+        "chess sets, clocks, coasters, combs, cutlery, dresses, drills, duct tape, earplugs, erasers, "
+        "extension cords, fans, file folders, flashlights, frying pans, hair dryers, hammers, hand cream, "
+        "hangers, hats, hoodies, hoses, jackets, keyboards, kites, knives, ladders, laptop stands, "
+        "lipstick, lunch boxes, magnets, markers, mirrors, mops, mouse pads, napkins, necklaces, needles, "
+        "oven mitts, padlocks, pajamas, perfume, pliers, postcards, posters, rackets, razors, ribbons, "
+        "rings, rulers, saws, scales, sheet music, shirts, shorts, skirts, slippers, spoons, "
+        "staplers, stickers, stools, suitcases, sweaters, swimsuits, tape measures, teddy bears, tents, "
+        "thermometers, ties, tissues, toasters, toothbrushes, toy trains, trays, umbrellas, vases, wallets, "
+        "watches, water bottles, wine glasses, wrenches, yarn, zippers"
     ),
-    shops=_listed(
-        "Green Basket, Corner Market, Blue Anchor, Old Mill, Sunny Side, Red Barn, City Books, River House, "
-        "Golden Spoon, Happy Home, North Star, Silver Moon, Main Street, Little Garden, Big Box, Daily Bread, "
-        "Fresh Farm, Stone Bridge, White Rabbit, Black Cat, Oak Tree, Maple Leaf, Top Floor, Ocean View, "
-        "Mountain Gear, Paper Plane, Copper Pot, Lucky Penny, Morning Glory, Quiet Room, Royal Fork, "
-        "Second Chance, Simple Things, Station Kiosk, Village Store, Wild Rose, Union Square, Yellow Door, "
-        "Bright Idea, Cozy Corner"
-    ),
+    shops=_named(_FIRST_WORDS, _SECOND_WORDS),
     people=_listed(
         "Anna, Ben, Carlos, Diana, Emma, Felix, Grace, Hassan, Ivan, Julia, Kevin, Laura, Maria, Noor, Oscar, "
         "Paula, Rosa, Simon, Tara, Victor, Wendy, Yusuf, Zoe, Adam, Bella, Chen, David, Elena, Frank, Gina, "
@@ -116,14 +157,14 @@ TRAIN_WORDS = Words(
 
 TEST_WORDS = Words(
     items=_listed(
-        "noodles, carrots, honey, lemons, mushrooms, peanut sauce, yogurt, grapes, popcorn, salad, burgers, "
+        "noodles, carrots, honey, pencils, mushrooms, peanut sauce, candy, grapes, popcorn, salad, burgers, "
         "cherry pie, fish sticks, hamster hay, trash bags, dish cloths, sponges, scissors, glue, crayons, "
-        "wool scarves, jeans, sandals, picture hooks, blankets, mugs, screws, grass fertilizer, museum passes, "
+        "wool scarves, rugs, sandals, picture hooks, blankets, mugs, screws, grass fertilizer, museum passes, "
         "balloons, puzzles, cough syrup"
     ),
     shops=_listed(
-        "Purple Onion, Harbor Deli, Iron Gate, Crystal Lake, Desert Wind, Eagle Nest, Forest Path, Grand Central, "
-        "Hidden Valley, Island Spice, Jolly Baker, Kings Cross, Lemon Grove, Magic Carpet, Noble Roast, "
+        "Purple Onion, Marble Deli, Iron Gate, Crystal Lake, Desert Wind, Eagle Nest, Forest Path, Grand Central, "
+        "Rolling Valley, Island Spice, Jolly Baker, Kings Cross, Lemon Grove, Magic Carpet, Noble Roast, "
         "Pine Hill, Rapid Repair, Summer Fair, Thunder Road, Uptown Pharmacy, Velvet Rope, Western Trail, "
         "Amber Lane, Busy Bee"
     ),

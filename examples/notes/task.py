@@ -29,16 +29,15 @@ SCHEMA = (
 
 SHOWN = (
     (
-        "White Rabbit charged Zoe 17.99 for potatoes on June 9",
-        '{"item":"potatoes","price":17.99,"shop":"White Rabbit","who":"Zoe","date":"9 June"}',
+        "Union Place charged Grace 16.66 for oranges on May 23",
+        '{"item":"oranges","price":16.66,"shop":"Union Place","who":"Grace","date":"23 May"}',
     ),
     (
-        "Adam picked up movie tickets from White Rabbit, only 13.37",
-        '{"item":"movie tickets","price":13.37,"shop":"White Rabbit","who":"Adam","date":null}',
+        "Zoe picked up peaches from Little Owl, only 77",
+        '{"item":"peaches","price":77,"shop":"Little Owl","who":"Zoe","date":null}',
     ),
 )
-"""Two notes of train.jsonl with their records, one with a date and one without. Of the four such pairs that were
-tried, the one with which the untrained model did best."""
+"""Two notes of train.jsonl with their records, one with a date and one without."""
 
 
 @dataclass(frozen=True)

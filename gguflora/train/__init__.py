@@ -1,11 +1,12 @@
 """Training: the loop, what it keeps, and what it leaves on disk."""
 
-from gguflora.train.checkpoint import Checkpoints, Loaded, load_newest_state
+from gguflora.train.checkpoint import STATE_FOLDER, Checkpoints, Loaded, load_newest_state
 from gguflora.train.evaluate import Measured, evaluate
 from gguflora.train.loop import Job, summary, train
 from gguflora.train.state import State, named_parameters, new_state
 
 __all__ = [
+    "STATE_FOLDER",
     "Checkpoints",
     "Job",
     "Loaded",

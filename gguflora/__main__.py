@@ -1,0 +1,5 @@
+"""`python -m gguflora` is `gguflora`."""
+
+from gguflora.cli import main
+
+main()
