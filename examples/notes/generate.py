@@ -157,14 +157,14 @@ TRAIN_WORDS = Words(
 
 TEST_WORDS = Words(
     items=_listed(
-        "noodles, carrots, honey, lemons, mushrooms, peanut sauce, yogurt, grapes, popcorn, salad, burgers, "
+        "noodles, carrots, honey, pencils, mushrooms, peanut sauce, candy, grapes, popcorn, salad, burgers, "
         "cherry pie, fish sticks, hamster hay, trash bags, dish cloths, sponges, scissors, glue, crayons, "
-        "wool scarves, jeans, sandals, picture hooks, blankets, mugs, screws, grass fertilizer, museum passes, "
+        "wool scarves, rugs, sandals, picture hooks, blankets, mugs, screws, grass fertilizer, museum passes, "
         "balloons, puzzles, cough syrup"
     ),
     shops=_listed(
-        "Purple Onion, Harbor Deli, Iron Gate, Crystal Lake, Desert Wind, Eagle Nest, Forest Path, Grand Central, "
-        "Hidden Valley, Island Spice, Jolly Baker, Kings Cross, Lemon Grove, Magic Carpet, Noble Roast, "
+        "Purple Onion, Marble Deli, Iron Gate, Crystal Lake, Desert Wind, Eagle Nest, Forest Path, Grand Central, "
+        "Rolling Valley, Island Spice, Jolly Baker, Kings Cross, Lemon Grove, Magic Carpet, Noble Roast, "
         "Pine Hill, Rapid Repair, Summer Fair, Thunder Road, Uptown Pharmacy, Velvet Rope, Western Trail, "
         "Amber Lane, Busy Bee"
     ),

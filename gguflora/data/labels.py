@@ -8,12 +8,13 @@ token that ends it, and nothing after it: not the newline that a template writes
     labels   -100 ............................................................ Hello <|im_end|> -100
 
 What messages say is text: where a message spells a control token, its characters are encoded (literal_text.py).
-A tokenizer that puts a space before every text (SentencePiece) will need a way to be told that a piece goes on.
+A tokenizer that puts a space before every text (SentencePiece) is told that an answer goes on from its prompt: the
+model generates what it generates there, and nothing puts a space in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,7 @@ from gguflora.data.literal_text import Hidden, hide_control_tokens, split_pieces
 from gguflora.data.turns import Turn, split_turns
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer, Vocabulary
+from gguflora.tokenizer.partition import C_SPACE
 from gguflora.tokenizer.special_tokens import TokenType
 
 NOT_TRAINED = -100
@@ -77,23 +79,21 @@ def _conversation(
     messages: Sequence[Message], tokenizer: Tokenizer, template: ChatTemplate
 ) -> tuple[list[int], list[int]]:
     """Tokens and labels of a conversation."""
-    controls = [special.text for special in tokenizer.specials if not special.always]
-    hidden = hide_control_tokens(messages, controls)
+    hidden = hide_control_tokens(messages, tokenizer.controls_in("\n".join(message.content for message in messages)))
     prompt, turns = split_turns(hidden.messages, template)
     _require_faithful(hidden, prompt + "".join(turn.piece for turn in turns), messages, template)
 
-    def encode(text: str) -> list[int]:
-        pieces = split_pieces(text, hidden, controls)
-        return [id for piece, parse in pieces for id in tokenizer.encode(piece, add_special=False, parse_special=parse)]
+    def encode(text: str, *, continues: bool) -> list[int]:
+        return _encode_pieces(split_pieces(text, hidden, tokenizer.controls_in(text)), tokenizer, continues)
 
     closing = _closing(tokenizer.vocabulary)
-    tokens = _opening(tokenizer.vocabulary) + encode(prompt) + closing
+    tokens = _opening(tokenizer.vocabulary) + encode(prompt, continues=False) + closing
     labels = [NOT_TRAINED] * len(tokens)
     for number, turn in enumerate(turns, 1):
         _require_no_ending(turn.content, tokenizer)
-        finished = encode(turn.finished)
+        finished = encode(turn.finished, continues=True)
         trained = _through_ending(finished + closing, tokenizer.vocabulary)
-        ids = finished if turn.piece == turn.finished else encode(turn.piece)
+        ids = finished if turn.piece == turn.finished else encode(turn.piece, continues=True)
         ids = ids + closing if number == len(turns) else ids
         if ids[: len(trained)] != trained:
             raise _changed_by_later_messages(hidden, turn, number)
@@ -109,8 +109,25 @@ def _completion(prompt: str, completion: str, tokenizer: Tokenizer) -> tuple[lis
         raise DataError("the model has no end-of-text token (eos), so a completion can't end; give a conversation.")
     _require_no_ending(completion, tokenizer)
     tokens = _opening(tokenizer.vocabulary) + tokenizer.encode(prompt, add_special=False, parse_special=False)
-    trained = [*tokenizer.encode(completion, add_special=False, parse_special=False), ending]
-    return tokens + trained, [NOT_TRAINED] * len(tokens) + trained
+    trained = tokenizer.encode(completion, add_special=False, parse_special=False, continues=bool(prompt))
+    return [*tokens, *trained, ending], [NOT_TRAINED] * len(tokens) + [*trained, ending]
+
+
+def _encode_pieces(pieces: Iterable[tuple[str, bool]], tokenizer: Tokenizer, continues: bool) -> list[int]:
+    """Ids of a text that was cut into pieces at control tokens, the same as if it had not been cut.
+
+    Args:
+        pieces: each with whether control tokens are parsed in it; all but the first begin at or behind a control token.
+        tokenizer: the base's.
+        continues: the first piece goes on from text before it.
+    """
+    ids: list[int] = []
+    for piece, parse in pieces:
+        swallowed = bool(ids) and ids[-1] in tokenizer.vocabulary.rstrip  # Phi-3's tokens take the white space behind
+        text = piece.lstrip(C_SPACE) if swallowed else piece
+        ids += tokenizer.encode(text, add_special=False, parse_special=parse, continues=continues)
+        continues = False
+    return ids
 
 
 def _opening(vocabulary: Vocabulary) -> list[int]:

@@ -1,9 +1,11 @@
 """The GGUF container: open a base safely, know which one it is, read and write adapters."""
 
 from gguflora.gguf.adapter import Adapter, Pair, check_fits, read_adapter, write_adapter
+from gguflora.gguf.file import GgufFile, TensorInfo
 from gguflora.gguf.format import BLOCKS, GgmlType, ValueType
 from gguflora.gguf.identity import Identity, identity_of
-from gguflora.gguf.reader import GgufFile, Metadata, TensorInfo, open_gguf
+from gguflora.gguf.metadata import Metadata
+from gguflora.gguf.reader import open_gguf
 from gguflora.gguf.writer import Tensor, f32, write_gguf
 
 __all__ = [

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gguflora.errors import FileError
+from gguflora.gguf.file import GgufFile
 from gguflora.gguf.format import GgmlType, ValueType
 from gguflora.gguf.identity import Identity
-from gguflora.gguf.reader import GgufFile, open_gguf
+from gguflora.gguf.reader import open_gguf
 from gguflora.gguf.writer import Value, f32, write_gguf
 
 Array = npt.NDArray[np.float32]

@@ -3,8 +3,8 @@
 `base`: SHA-256 over every tensor's (name, type, dims, bytes), in name order. `tokenizer` and `template` have hashes
 of their own, over their keys and values as they lie in the file, so that "the same weights with another template"
 can be told from "another model".
-Hashing reads the whole file, so the base's hash is kept in the user's cache under path, size, mtime and inode, as
-they were when the file was opened.
+Hashing reads the whole file, so the base's hash is kept in the user's cache under path, size, mtime and inode (of
+each part, if it is in several), as they were when the file was opened.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguflora.errors import MachineError
-from gguflora.gguf.reader import GgufFile
+from gguflora.gguf.file import GgufFile
 from gguflora.storage import write_bytes
 
 _TOKENIZER_PREFIX = "tokenizer.ggml."

@@ -67,6 +67,8 @@ class LlamaServer:
         self._address = urlsplit(server.listening_address).netloc
         owners = [server]  # the last reference: dropping it stops the server
         self._release = weakref.finalize(self, owners.clear)
+        # An answer from its queue shows that the queue runs: a server that is stopped before that never returns.
+        self._ask("GET", "/lora-adapters")
 
     def __enter__(self) -> Self:
         return self
@@ -95,7 +97,7 @@ class LlamaServer:
             UsageError: the server is closed.
         """
         body = {"messages": list(messages), "add_generation_prompt": add_generation_prompt, **options}
-        prompt: str = self._ask("/apply-template", body)["prompt"]
+        prompt: str = self._ask("POST", "/apply-template", body)["prompt"]
         return prompt
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
@@ -105,7 +107,7 @@ class LlamaServer:
             UsageError: the server is closed.
         """
         body = {"content": text, "add_special": add_special, "parse_special": parse_special}
-        tokens: list[int] = self._ask("/tokenize", body)["tokens"]
+        tokens: list[int] = self._ask("POST", "/tokenize", body)["tokens"]
         return tokens
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int, **options: Any) -> str:
@@ -121,18 +123,18 @@ class LlamaServer:
             UsageError: the server is closed.
         """
         body = {"messages": list(messages), "max_tokens": max_tokens, "temperature": 0.0, **options}
-        answer: str = self._ask("/v1/chat/completions", body)["choices"][0]["message"]["content"]
+        answer: str = self._ask("POST", "/v1/chat/completions", body)["choices"][0]["message"]["content"]
         return answer
 
-    def _ask(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         if not self._release.alive:
             raise UsageError("The llama-server is closed: start it again.")
         # Not urllib: that would ask a proxy from the environment for this machine's own port.
         connection = http.client.HTTPConnection(self._address, timeout=_TIMEOUT)
         try:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
-            answer: dict[str, Any] = json.loads(response.read())
+            answer = json.loads(response.read())
         finally:
             connection.close()
         if response.status != http.HTTPStatus.OK:

@@ -33,6 +33,16 @@ from gguflora.events import (
 )
 
 _SHOWN_TEXT = 600  # characters of an example's or answer's text
+_NAMED = 3  # files of a kind
+_USES = {
+    "best_adapter_epoch_*.gguf": "the adapter of the lowest loss",
+    "final_adapter.gguf": "the adapter after the last step",
+    "checkpoint*.gguf": "adapters on the way",
+    "metrics.jsonl": "everything that happened, for programs",
+    "run.json": "what was decided, and the result",
+    "state": "what --resume goes on from",
+}
+_MEASURED_STEPS = 3  # the first step is slower than the others: memory is taken, code is warmed up
 _MB = 2**20
 
 
@@ -44,6 +54,7 @@ class ConsoleReport:
         self._logging_steps = logging_steps
         self._live: Live | None = None
         self._validation: float | None = None
+        self._shown = 0  # steps
 
     def __enter__(self) -> Self:
         return self
@@ -63,23 +74,35 @@ class ConsoleReport:
         if isinstance(event, Verified | Answer | Finished):
             self._stop_live()
         for line in lines_of(event):
-            self._console.print(line, soft_wrap=True)
+            self._print(line)
 
     def next_steps(self, model: Path, data: list[Path], finished: Finished) -> None:
         """Show the commands that make sense after a run."""
         for line in next_steps(model, data, finished):
-            self._console.print(line, soft_wrap=True, markup=False)
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        # Without emoji: rich would turn ":heart:" in an example into a picture.
+        self._console.print(line, soft_wrap=True, emoji=False)
 
     def _show_step(self, event: StepDone) -> None:
+        self._shown += 1
         line = step_line(event, self._validation)
         if not self._console.is_terminal:
             if event.step % self._logging_steps == 0 or event.step in (1, event.total_steps):
-                self._console.print(line, soft_wrap=True)
+                self._print(line)
+            self._show_time(event)
             return
+        self._show_time(event)
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False, transient=False)
             self._live.start()
         self._live.update(Text(line, overflow="ellipsis", no_wrap=True), refresh=True)
+
+    def _show_time(self, event: StepDone) -> None:
+        """The plan's last line, once the first steps have been measured."""
+        if self._shown == _MEASURED_STEPS and event.step < event.total_steps:
+            self._print(f"          about {duration(event.seconds_left)} of training left, as the first steps went")
 
     def _stop_live(self) -> None:
         if self._live:
@@ -125,19 +148,37 @@ def lines_of(event: Event) -> list[str]:
 
 
 def next_steps(model: Path, data: list[Path], finished: Finished) -> list[str]:
-    """Commands to use next, ready to paste."""
+    """The files that a run made, and commands to use next, ready to paste; in rich's markup."""
     if finished.adapter is None:
         return []
-    base, adapter = shlex.quote(str(model)), shlex.quote(finished.adapter)
     if finished.stopped_by:
         return ["", "Go on with the same command and --resume."]
+    folder = Path(finished.adapter).parent
+    base, adapter = _quoted(model), _quoted(finished.adapter)
     return [
+        "",
+        *_files(folder),
         "",
         "Next:",
         f"  llama-server -m {base} --lora {adapter}",
         f"  gguflora generate {base} --lora {adapter} 'your prompt'",
-        f"  gguflora eval {base} {' '.join(shlex.quote(str(path)) for path in data)} --lora {adapter}",
+        f"  gguflora eval {base} {' '.join(_quoted(path) for path in data)} --lora {adapter}",
     ]
+
+
+def _files(folder: Path) -> list[str]:
+    """What lies in a run's folder now, each with its use."""
+    lines = []
+    for pattern, use in _USES.items():
+        names = sorted(path.name for path in folder.glob(pattern))
+        if names:
+            shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+            lines.append(f"          {shown}: {use}")
+    return [f"[bold]Files[/]     in {_text(str(folder))}", *lines]
+
+
+def _quoted(path: str | Path) -> str:
+    return _text(shlex.quote(str(path)))
 
 
 def duration(seconds: float) -> str:
@@ -198,10 +239,11 @@ def _data(event: DataReady) -> list[str]:
 def _first_example(event: FirstExample) -> list[str]:
     text, room = "", _SHOWN_TEXT
     for piece, trained in event.pieces:
-        shown = _text(piece[:room])
-        text += f"[reverse]{shown}[/]" if trained else shown
-        room = max(0, room - len(piece))
-    return [f"[bold]Example[/]   {_text(event.source)}, as the model sees it; [reverse]this part[/] is trained:", text]
+        shown = _text(piece[:room]) + ("" if len(piece) <= room else " ...")
+        if room > 0:  # brackets as well, since plain text has no colours
+            text += f"⟦[reverse]{shown}[/]⟧" if trained else shown
+        room -= len(piece)
+    return [f"[bold]Example[/]   {_text(event.source)}, as the model sees it; ⟦[reverse]this[/]⟧ is trained:", text]
 
 
 def _plan(event: Planned) -> list[str]:
@@ -252,7 +294,7 @@ def _finished(event: Finished) -> list[str]:
 
 def _shown(text: str) -> str:
     short = text if len(text) <= _SHOWN_TEXT else text[:_SHOWN_TEXT] + " ..."
-    return _text(short.strip().replace("\n", "\n            "))
+    return _text(short.strip(" \n").replace("\n", "\n            "))
 
 
 def _text(text: str) -> str:

@@ -20,27 +20,35 @@ def append_metrics(folder: Path, event: Event) -> None:
     """
     path = folder / NAME
     try:
-        with path.open("a", encoding="utf-8") as file:
+        # A path may hold bytes that are no UTF-8; they become \udcXX, which JSON reads as Python wrote them.
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(as_dict(event), ensure_ascii=False) + "\n")
     except OSError as error:
-        raise MachineError(f"{path} could not be written: {error.strerror or error}.") from error
+        raise MachineError(f"{path} could not be written: {error.strerror or error}; make room there.") from error
 
 
 def keep_metrics_until(folder: Path, step: int) -> None:
     """Drop what a killed run recorded after the state that it resumes from, and a line that the kill cut.
 
+    Resumed from step 0, a run does everything again: then nothing is kept.
+
     Raises:
-        MachineError: the system refused to write.
+        MachineError: the system refused to read or write.
     """
     path = folder / NAME
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            event = json.loads(line)
-        except ValueError:
-            break
-        if event.get("step", 0) <= step and line.endswith("\n"):
-            kept.append(line)
-    write_bytes(path, "".join(kept).encode())
+    try:
+        lines = path.read_bytes().splitlines(keepends=True) if step > 0 else []
+    except OSError as error:
+        raise MachineError(f"{path} could not be read: {error.strerror or error}.") from error
+    write_bytes(path, b"".join(line for line in lines if _is_until(line, step)))
+
+
+def _is_until(line: bytes, step: int) -> bool:
+    """Whether a line is whole and of an event up to `step`."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n") and isinstance(event, dict) and event.get("step", 0) <= step

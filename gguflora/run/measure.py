@@ -12,11 +12,10 @@ import torch
 from gguflora.data import Example, prepare
 from gguflora.errors import UsageError
 from gguflora.gguf import check_fits, read_adapter
-from gguflora.kernels import choose_kernels
-from gguflora.model import Decoder, from_adapter, load_decoder, with_pairs
+from gguflora.model import Decoder, Workspace, from_adapter, load_decoder, with_pairs
 from gguflora.run.opening import Base, open_base
 from gguflora.run.setting import keep_freed_memory, set_threads
-from gguflora.train import evaluate
+from gguflora.train import Method, evaluate
 
 MICRO_BATCH_TOKENS = 2048
 
@@ -34,7 +33,9 @@ def measure(model: Path, examples: Sequence[Example], lora: Path | None, scale: 
     prepared = prepare(examples, base.tokenizer, base.template, base.spec.context_length)
     set_threads(None)
     keep_freed_memory()
-    measured = evaluate(_decoder(base, lora, scale), prepared.encoded, MICRO_BATCH_TOKENS)
+    measured = evaluate(
+        _decoder(base, lora, scale), prepared.encoded, MICRO_BATCH_TOKENS, Method(Workspace(MICRO_BATCH_TOKENS))
+    )
     return {
         "nll": measured.nll,
         "tokens": measured.tokens,
@@ -51,10 +52,10 @@ def _decoder(base: Base, lora: Path | None, scale: float) -> Decoder:
     if not math.isfinite(scale):
         raise UsageError(f"--scale must be a finite number, not {scale}.")
     if lora is None:
-        return load_decoder(base.gguf, base.spec, torch.float32, choose_kernels(torch.float32))
+        return load_decoder(base.gguf, base.spec, torch.float32)
     adapter = read_adapter(lora)
     check_fits(lora, adapter, base.gguf, base.identity)
-    decoder = load_decoder(base.gguf, base.spec, torch.float32, choose_kernels(torch.float32))
+    decoder = load_decoder(base.gguf, base.spec, torch.float32)
     ranks = {pair.rank for pair in adapter.pairs.values()}
     if len(ranks) != 1:
         raise UsageError(f"{lora} mixes pairs of ranks {sorted(ranks)}, which is not supported yet.")

@@ -48,7 +48,7 @@ def model_loaded(base: Base) -> ModelLoaded:
         name=str(gguf.metadata.get("general.name", gguf.path.stem)),
         architecture=gguf.architecture,
         parameters=sum(prod(info.shape) for info in gguf.tensors.values()),
-        file_bytes=gguf.path.stat().st_size,
+        file_bytes=gguf.file_bytes,
         types=dict(types.most_common()),
         base=base.identity.base,
         template=base.identity.template,

@@ -18,7 +18,6 @@ import torch
 from gguflora.data import Encoded
 from gguflora.events import Answer, Verified
 from gguflora.gguf import read_adapter
-from gguflora.kernels import choose_kernels
 from gguflora.llamacpp import LlamaModel
 from gguflora.model import Decoder, from_adapter, load_decoder, logits, with_pairs
 from gguflora.run.opening import Base
@@ -61,7 +60,7 @@ def verify(base: Base, adapter: Path, encoded: Sequence[Encoded]) -> Verified:
     """
     chosen = _first_of(encoded, base)
     read = read_adapter(adapter)
-    decoder = load_decoder(base.gguf, base.spec, torch.float32, choose_kernels(torch.float32))
+    decoder = load_decoder(base.gguf, base.spec, torch.float32)
     rank = next(iter(read.pairs.values())).rank
     tuned_decoder = with_pairs(decoder, from_adapter(read), read.alpha / rank)
     with LlamaModel(base.gguf.path) as llama:

@@ -5,13 +5,17 @@ Source: llama_vocab::impl::tokenizer_st_partition in llama.cpp's src/llama-vocab
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gguflora.tokenizer.special_tokens import TokenType
 from gguflora.tokenizer.vocabulary import Vocabulary
 
-_C_SPACE = " \t\n\v\f\r"  # what C's isspace knows
+C_SPACE = " \t\n\v\f\r"
+"""What C's isspace knows."""
+
+_START = 4  # characters: tells `<unused5>` from `</h1>`
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,31 @@ def special_tokens(vocabulary: Vocabulary) -> tuple[SpecialToken, ...]:
     return tuple(sorted(found, key=lambda special: -len(special.text.encode())))
 
 
+Starts = Mapping[str, Sequence[tuple[int, SpecialToken]]]
+"""Special tokens, each with its place in their order, by the characters that they start with."""
+
+
+def by_start(specials: Sequence[SpecialToken]) -> Starts:
+    """Group special tokens, in the order in which they cut, by how they start: Gemma has 6,414 that start 80 ways."""
+    starts = defaultdict(list)
+    for place, special in enumerate(specials):
+        starts[special.text[:_START]].append((place, special))
+    return starts
+
+
+def possible_in(text: str, starts: Starts) -> list[SpecialToken]:
+    """Those special tokens whose start is in `text`, in the order in which they cut: no others can be in it."""
+    found = [special for start, group in starts.items() if start in text for special in group]
+    return [special for _, special in sorted(found, key=lambda numbered: numbered[0])]
+
+
 def partition(text: str, specials: Sequence[SpecialToken], *, parse_special: bool) -> list[str | int]:
     """Cut `text` into ids of special tokens and the text between them, which is never empty.
 
     Args:
         text: any text; empty gives no piece.
-        specials: from `special_tokens`. Each cuts what the ones before it left, from left to right.
+        specials: from `special_tokens`, those that `text` can't hold left out or not. Each cuts what the ones before
+            it left, from left to right.
         parse_special: whether control tokens are found too; user-defined tokens always are.
     """
     pieces: list[str | int] = [text] if text else []
@@ -69,8 +92,8 @@ def _cut(piece: str | int, special: SpecialToken) -> Iterator[str | int]:
     between = piece.split(special.text)
     for place, part in enumerate(between):
         after, before = place > 0, place < len(between) - 1  # whether the token stands there
-        kept = part.lstrip(_C_SPACE) if special.rstrip and after else part
-        kept = kept.rstrip(_C_SPACE) if special.lstrip and before else kept
+        kept = part.lstrip(C_SPACE) if special.rstrip and after else part
+        kept = kept.rstrip(C_SPACE) if special.lstrip and before else kept
         if kept:
             yield kept
         if before:

@@ -1,10 +1,10 @@
 """Where a stranger's chat template runs: only what llama.cpp's own template engine offers, and bounded.
 
 A template is a program from the GGUF. It is given strings, numbers, lists and dicts, the filters and methods listed
-here, and five functions; it can't reach a Python object beyond them. Bounded: its size, its syntax tree, every text,
-list and number that it builds, the numbers that `range` gives in all, and its output.
-NOT bounded yet: the time that loops and recursive macros take, and the memory of very many large texts at once. That
-needs a process of its own with limits from the operating system.
+here, and five functions; it can't reach a Python object beyond them. Bounded: its size, its syntax tree, what
+operators, filters, macros and blocks build, the numbers that `range` gives in all, and its output.
+NOT bounded yet: the time that loops and recursive macros take, and the memory of many large texts at once, such as a
+list of them that is printed. That needs a process of its own with limits from the operating system.
 
 Sources: common/jinja/value.cpp and lexer.cpp in llama.cpp (as vendored in llama-cpp-python 0.3.36) for what exists
 and how it behaves; _compile_jinja_template in transformers' utils/chat_template_utils.py for the rest.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
 from jinja2.compiler import CodeGenerator, Frame
@@ -83,12 +83,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         allowed = next((names for kind, names in _METHODS.items() if isinstance(obj, kind)), frozenset())
         return attr in allowed and super().is_safe_attribute(obj, attr, value)
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
+        """Refuse at once: Jinja's own lets what is not allowed pass as empty text."""
+        raise SecurityError(f"{attribute!r} of a {type(obj).__name__} is not for templates")
+
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """`str.format` with plain `{}` alone, as in llama.cpp: no attributes, no widths."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None and "{" in value.__self__.replace("{}", ""):
+        if wrapped is None:
+            return None
+        if "{" in value.__self__.replace("{}", ""):
             raise SecurityError("format() may only have plain {} fields")
-        return wrapped
+
+        def bounded(*arguments: Any) -> str:
+            _limit(len(value.__self__) + sum(len(text) for text in arguments if isinstance(text, str)))
+            return wrapped(*arguments)
+
+        return bounded
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """An arithmetic operator, refused where its result would be too large."""

@@ -2,8 +2,8 @@
 
 Source: common/chat.cpp in llama.cpp, as vendored in llama-cpp-python 0.3.36; numbers are its lines. llama-server also
 rewrites messages for templates that know no system role, that want content in parts or tool arguments as objects
-(1276-1292), and has code of its own for some families (1089); that is left out: such a template refuses, or gets the
-messages as they are.
+(1242, 1277-1291), and has code of its own for some families (1090); that is left out: such a template refuses, or gets
+the messages as they are.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ CHATML = """\
 {%- if add_generation_prompt -%}
   {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}"""
-"""What llama.cpp takes for a model without a template (706)."""
+"""What llama.cpp takes for a model without a template (715)."""
 
-# (a text that marks the family, part of the line, the line): llama.cpp turns these conditions off (785, 795).
+# (a text that marks the family, part of the line, the line): llama.cpp turns these conditions off (790, 801).
 _TURNED_OFF = (
     (
         "<|channel|>",
@@ -101,17 +101,17 @@ class ChatTemplate:
                 f"leave it out, or give one of {', '.join(sorted(program.names)) or 'none'}."
             )
         plain = [_plain(message) for message in messages]
-        if "<|channel|>" not in source:  # 1272
+        if "<|channel|>" not in source:  # 1273
             plain = [
                 message | {"role": "system"} if message.get("role") == "developer" else message for message in plain
             ]
         variables = self._defaults() | {name: _plain(value) for name, value in given.items()} | {"messages": plain}
-        if add_generation_prompt:  # absent otherwise (940)
+        if add_generation_prompt:  # absent otherwise (937)
             variables["add_generation_prompt"] = True
         return self._without_added_tokens(self._run(program, variables))
 
     def _defaults(self) -> dict[str, Any]:
-        """What llama-server lets a template see besides the messages (914, 1081)."""
+        """What llama-server lets a template see besides the messages (915, 1080)."""
         return {
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,8 +10,9 @@ from typing import Protocol
 from gguflora.errors import DataError, ModelError
 from gguflora.gguf import GgufFile
 from gguflora.tokenizer.bpe import build_bpe
-from gguflora.tokenizer.partition import SpecialToken, partition, special_tokens
+from gguflora.tokenizer.partition import SpecialToken, Starts, by_start, partition, possible_in, special_tokens
 from gguflora.tokenizer.special_tokens import TokenType
+from gguflora.tokenizer.spm import build_spm
 from gguflora.tokenizer.vocabulary import Vocabulary, read_vocabulary
 
 
@@ -32,7 +34,13 @@ class Tokenizer:
     engine: Engine
     specials: tuple[SpecialToken, ...]
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
+    @functools.cached_property
+    def _starts(self) -> Starts:
+        return by_start(self.specials)
+
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = True, continues: bool = False
+    ) -> list[int]:
         """Ids of `text`.
 
         Args:
@@ -40,25 +48,35 @@ class Tokenizer:
             add_special: put BOS first and EOS last where the model wants them.
             parse_special: whether text such as `<|im_end|>` becomes the control token. User-defined tokens are
                 found either way.
+            continues: the text goes on from text before it, so no space is put in front, even where the model wants
+                one before every text (SentencePiece).
 
         Raises:
-            DataError: the text holds half of a surrogate pair, which is no character.
+            DataError: the text holds half of a surrogate pair, which is no character, or a character that the model
+                has no tokens for.
         """
         _check_encodable(text)
         tokens: list[int] = []
+        begins = not continues  # after a special token a text begins anew (3440)
         if add_special and self.vocabulary.add_bos and self.vocabulary.bos is not None:
             tokens.append(self.vocabulary.bos)
-        for piece in partition(text, self.specials, parse_special=parse_special):
+        for piece in partition(text, possible_in(text, self._starts), parse_special=parse_special):
             if isinstance(piece, int):
                 tokens.append(piece)
+                begins = True
             else:
-                tokens.extend(self.engine.encode(piece))
+                prefix = " " if begins and self.vocabulary.add_space_prefix else ""
+                tokens.extend(self.engine.encode(prefix + piece))
+                begins = False
         if add_special and self.vocabulary.add_eos and self.vocabulary.eos is not None:
             tokens.append(self.vocabulary.eos)
         return tokens
 
     def decode(self, tokens: Sequence[int], *, special: bool = True) -> str:
         """The text of `tokens`: their bytes joined; bytes that are not UTF-8 become U+FFFD.
+
+        A space that `encode` put before a text is kept, as in LlamaModel.detokenize: tokens may come from the middle
+        of a text. (llama_detokenize drops it where the first token is not BOS.)
 
         Args:
             tokens: (T,)
@@ -68,6 +86,11 @@ class Tokenizer:
             DataError: a token is not in the vocabulary.
         """
         return b"".join(self.token_bytes(token, special=special) for token in tokens).decode(errors="replace")
+
+    def controls_in(self, text: str) -> list[str]:
+        """The control tokens that `text` spells, as texts: those that only `parse_special` finds."""
+        possible = possible_in(text, self._starts)
+        return [special.text for special in possible if not special.always and special.text in text]
 
     def token_bytes(self, token: int, *, special: bool = True) -> bytes:
         """The bytes of one token, which may be part of a character (llama_token_to_piece).
@@ -116,8 +139,10 @@ def _engine(gguf: GgufFile, vocabulary: Vocabulary) -> Engine:
     match vocabulary.model:
         case "gpt2":
             return build_bpe(vocabulary)
+        case "llama":
+            return build_spm(vocabulary)
         case other:
-            raise ModelError(f"{gguf.path} has a tokenizer of the kind {other!r}, which is not supported yet.")
+            raise ModelError(f"{gguf.path} has a tokenizer of the kind {other!r}, which is not supported.")
 
 
 def _check_encodable(text: str) -> None:

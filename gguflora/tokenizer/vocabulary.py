@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gguflora.errors import FileError, ModelError
 from gguflora.gguf import GgufFile
 from gguflora.tokenizer.alphabet import BYTE_TO_CHARACTER
@@ -22,6 +24,7 @@ from gguflora.tokenizer.special_tokens import ROLES, TokenType, find_endings
 _log = logging.getLogger(__name__)
 
 _PREFIX = "tokenizer.ggml."
+_ELEMENTS = {str: "text", int: "whole numbers", (int, float): "numbers"}
 _OLD_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}  # 2610
 
 
@@ -34,11 +37,13 @@ class Vocabulary:
         pre: `tokenizer.ggml.pre`, a key of PRETOKENIZERS for BPE.
         tokens: text of each token, as in the file.
         token_types: a TokenType for each token, with llama.cpp's corrections.
-        merges: `left right`, most important first; those that can't apply are left out.
+        merges: `left right`, most important first; those that can't apply are left out. For BPE.
+        scores: of each token, the highest merges first. For SentencePiece.
         eot: the end-of-turn token.
         add_bos: whether encoding with `add_special` puts `bos` first; add_eos: and `eos` last.
         eog: every token that stops generation.
         lstrip: special tokens that swallow white space on their left; rstrip: on their right.
+        add_space_prefix: whether a text begins with a space, and again after each special token in it.
     """
 
     model: str
@@ -46,6 +51,7 @@ class Vocabulary:
     tokens: list[str]
     token_types: list[int]
     merges: list[str]
+    scores: list[float]
     bos: int | None
     eos: int | None
     eot: int | None
@@ -56,6 +62,7 @@ class Vocabulary:
     eog: frozenset[int]
     lstrip: frozenset[int] = frozenset()
     rstrip: frozenset[int] = frozenset()
+    add_space_prefix: bool = False
 
     @functools.cached_property
     def ids(self) -> dict[str, int]:
@@ -106,6 +113,7 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
         tokens=tokens,
         token_types=endings.token_types,
         merges=_merges(gguf, ids) if model == "gpt2" else [],
+        scores=_scores(gguf, len(tokens)) if model == "llama" else [],
         bos=given["bos"],
         eos=given["eos"],
         eot=endings.eot,
@@ -116,6 +124,7 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
         eog=endings.eog,
         lstrip=lstrip,
         rstrip=rstrip,
+        add_space_prefix=_flag(gguf, "add_space_prefix", True) if model == "llama" else False,  # 2432
     )
 
 
@@ -155,14 +164,14 @@ def _defaults(model: str, pre: str) -> _Defaults:
     return _Defaults(bos=11 if row.has_default_bos else None, eos=11, unknown=None, add_bos=row.add_bos)  # 2032
 
 
-def _array(gguf: GgufFile, name: str, kind: type) -> list[Any] | None:
+def _array(gguf: GgufFile, name: str, kind: type | tuple[type, ...]) -> list[Any] | None:
     """The metadata array tokenizer.ggml.<name>; None where the file has none."""
     key = _PREFIX + name
     if key not in gguf.metadata:
         return None
     values = gguf.metadata[key]
     if not isinstance(values, list) or (values and not isinstance(values[0], kind)):
-        wanted = "text" if kind is str else "whole numbers"
+        wanted = _ELEMENTS[kind]
         raise FileError(f"{gguf.path} is not valid: {key} is not an array of {wanted}.")
     return values
 
@@ -191,6 +200,20 @@ def _token_types(gguf: GgufFile, tokens: list[str]) -> list[int]:
         if kind == TokenType.BYTE and not re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
             raise FileError(f"{gguf.path} is not valid: token {token} is a byte but its text is {text!r}.")
     return types
+
+
+def _scores(gguf: GgufFile, n_tokens: int) -> list[float]:
+    """As float32, which is what llama.cpp compares; all 0 where the file has none (2475)."""
+    scores = _array(gguf, "scores", (int, float))
+    if scores is None:
+        return [0.0] * n_tokens
+    if len(scores) < n_tokens:
+        raise FileError(f"{gguf.path} is not valid: it has {n_tokens} tokens, but {len(scores)} scores.")
+    exact = np.array(scores[:n_tokens], np.float32)
+    if np.isnan(exact).any():
+        token = int(np.isnan(exact).argmax())
+        raise FileError(f"{gguf.path} is not valid: the score of token {token} is not a number.")
+    return [float(score) for score in exact]
 
 
 def _special_ids(gguf: GgufFile, n_tokens: int, defaults: _Defaults) -> dict[str, int | None]:

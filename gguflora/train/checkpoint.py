@@ -3,16 +3,16 @@
     output folder/
       best_adapter_epoch_2.gguf   checkpoint_epoch_1.gguf   checkpoint-step-500.gguf   final_adapter.gguf
       state/step-00000500.safetensors   the tensors of State: pairs and both moments
-      state/step-00000500.json          its numbers, and the SHA-256 of the file beside it: written last
+      state/step-00000500.json          its numbers, the pairs' order, and a SHA-256 over all: written last
 
-A state counts only when its JSON is there and the hash agrees, so a kill at any moment leaves the one before.
+A state counts only when both files are there and the hash agrees, so a kill at any moment leaves the one before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 
-from gguflora.errors import FileError
+from gguflora.errors import FileError, MachineError
 from gguflora.events import SavedKind
 from gguflora.gguf import Identity, write_adapter
 from gguflora.model import LoraPair, to_adapter
@@ -47,28 +47,38 @@ class Checkpoints:
     base: Identity
 
     def save_adapter(self, state: State, kind: SavedKind, name: str) -> Path:
-        """Write the adapter as it is under `name`; an older best adapter is removed when a better one stands."""
+        """Write the adapter as it is under `name`; an older best adapter is removed when a better one stands.
+
+        Raises:
+            MachineError: the system refused.
+        """
         path = self.folder / name
         write_adapter(path, to_adapter(state.pairs, self.architecture, self.alpha, self.base))
         if kind == "best":
-            for older in self.folder.glob("best_adapter_epoch_*.gguf"):
-                if older != path:
-                    older.unlink()
+            _remove(older for older in self.folder.glob("best_adapter_epoch_*.gguf") if older != path)
         return path
 
     def save_state(self, state: State) -> None:
-        """Write the state; older ones but the last are removed only when the new one stands."""
+        """Write the state; others but the one before are removed when it stands.
+
+        Later ones go too: they can only be damaged, or the run would have gone on from them.
+
+        Raises:
+            MachineError: the system refused.
+        """
         folder = self.folder / STATE_FOLDER
-        folder.mkdir(exist_ok=True)
-        stem = folder / f"step-{state.step:08d}"
+        _make(folder)
+        manifest = folder / f"step-{state.step:08d}.json"
         tensors = safetensors.torch.save(dict(_tensors(state)))
-        write_bytes(stem.with_suffix(".safetensors"), tensors)
         numbers = {name: getattr(state, name) for name in NUMBERS}
-        manifest = {"schema": SCHEMA, "sha256": hashlib.sha256(tensors).hexdigest(), "state": numbers}
-        write_bytes(stem.with_suffix(".json"), json.dumps(manifest, indent=1).encode())
-        for old in _manifests(folder)[KEPT_STATES:]:
-            old.unlink()
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        content = {"schema": SCHEMA, "pairs": list(state.pairs), "state": numbers}
+        content["sha256"] = _digest(tensors, content)
+        write_bytes(manifest.with_suffix(".safetensors"), tensors)
+        write_bytes(manifest, json.dumps(content, indent=1).encode())
+        earlier = [path for path in _manifests(folder) if path < manifest and path.exists()]
+        kept = {path.stem for path in (manifest, *earlier[: KEPT_STATES - 1])}
+        # Sorted, the JSON of a state goes before its tensors.
+        _remove(path for path in sorted(folder.glob("step-*")) if path.stem not in kept)
 
 
 @dataclass(frozen=True)
@@ -86,14 +96,16 @@ def load_newest_state(folder: Path) -> Loaded:
         FileError: there are states, but none is whole.
     """
     damaged: list[str] = []
+    finished_saves = 0
     for manifest in _manifests(folder / STATE_FOLDER):
+        finished_saves += manifest.exists()
         try:
             return Loaded(_load(manifest), damaged)
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-            damaged.append(f"{manifest} ({error})")
-    if damaged:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, safetensors.SafetensorError) as error:
+            damaged.append(f"{manifest} ({getattr(error, 'strerror', None) or error})")
+    if finished_saves:  # a lone tensor file is only what a kill during the first save leaves
         raise FileError(f"no saved state in {folder} is whole: {'; '.join(damaged)}.")
-    return Loaded(None, [])
+    return Loaded(None, damaged)
 
 
 def _load(manifest: Path) -> State:
@@ -101,17 +113,16 @@ def _load(manifest: Path) -> State:
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {content['schema']}, this version reads {SCHEMA}")
     data = manifest.with_suffix(".safetensors").read_bytes()
-    if hashlib.sha256(data).hexdigest() != content["sha256"]:
-        raise ValueError("its tensors do not have the hash that was written down")
+    if content.pop("sha256") != _digest(data, content):
+        raise ValueError("it does not have the hash that was written down")
     tensors = safetensors.torch.load(data)
-    names = [name.removeprefix("pair/") for name in tensors if name.startswith("pair/")]
-    stems = [name.removesuffix(".lora_a") for name in names if name.endswith(".lora_a")]
+    # In the order of the run that saved it: sums over all pairs round differently in another one.
     pairs = {
-        stem: LoraPair(
-            tensors[f"pair/{stem}.lora_a"].requires_grad_(),
-            tensors[f"pair/{stem}.lora_b"].requires_grad_(),
+        name: LoraPair(
+            tensors[f"pair/{name}.lora_a"].requires_grad_(),
+            tensors[f"pair/{name}.lora_b"].requires_grad_(),
         )
-        for stem in stems
+        for name in content["pairs"]
     }
     return State(
         pairs,
@@ -128,6 +139,28 @@ def _tensors(state: State) -> Iterator[tuple[str, Any]]:
         yield f"exp_avg_sq/{name}", state.exp_avg_sq[name]
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"{folder} could not be made: {error.strerror or error}.") from error
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise MachineError(f"{path} could not be removed: {error.strerror or error}.") from error
+
+
+def _digest(tensors: bytes, content: dict[str, Any]) -> str:
+    """SHA-256, in hex, over a state's tensor file and what else its JSON holds."""
+    digest = hashlib.sha256(tensors)
+    digest.update(json.dumps(content, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
 def _manifests(folder: Path) -> list[Path]:
-    """Manifests of saved states, the newest step first."""
-    return sorted(folder.glob("step-*.json"), reverse=True)
+    """Manifests of states, whole or not (then one may be missing), the newest step first."""
+    return sorted({path.with_suffix(".json") for path in folder.glob("step-*")}, reverse=True)

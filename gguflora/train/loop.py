@@ -6,9 +6,12 @@ of (seed, step), so a state and its job say everything about what comes next.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
 
 from gguflora.config import TrainingConfig
 from gguflora.data import Encoded, pack, step_indices, steps_per_epoch
@@ -20,7 +23,7 @@ from gguflora.train.evaluate import evaluate
 from gguflora.train.memory import resident_bytes
 from gguflora.train.optimiser import clip, gradients_of, update
 from gguflora.train.schedule import learning_rate, warmup_steps
-from gguflora.train.state import State
+from gguflora.train.state import State, named_parameters
 from gguflora.train.step import Method, accumulate
 
 
@@ -31,6 +34,7 @@ class Job:
     Attributes:
         decoder: the base with the state's pairs on it.
         micro_batch_tokens: most tokens in a packed row.
+        method: how gradients are computed.
     """
 
     decoder: Decoder
@@ -63,30 +67,27 @@ def train(job: Job, state: State, checkpoints: Checkpoints | None, stop: Callabl
     `stop` is asked after each step; when it names a reason (a signal), the state is saved and the run ends there.
 
     Raises:
-        NumericError: a loss or gradient is not finite; the state is that of the step before.
+        NumericError: a loss, a gradient or the adapter is not finite; saved is the state of the step before.
         MachineError: a file can't be written.
     """
     if state.step == 0 and job.validation:
         yield _evaluate(job, state)
     while state.step < job.total_steps:
-        yield _step(job, state)
-        epoch_ended = state.step % job.steps_per_epoch == 0 or state.step == job.total_steps
-        if epoch_ended:
-            yield _end_epoch(job, state)
-        if job.validation and (epoch_ended or _due(state.step, job.config.eval_steps)):
-            evaluated = _evaluate(job, state)
-            yield evaluated
-            if evaluated.best:
-                yield from _save(checkpoints, state, "best", f"best_adapter_epoch_{evaluated.epoch}.gguf")
-        elif epoch_ended and state.best_epoch == _epoch(job, state):
-            yield from _save(checkpoints, state, "best", f"best_adapter_epoch_{state.best_epoch}.gguf")
-        yield from _save_due(job, state, checkpoints)
-        if (reason := stop()) and state.step < job.total_steps:
-            yield from _save(checkpoints, state, "stopped", f"checkpoint-step-{state.step}.gguf")
+        try:
+            done = _step(job, state)
+        except NumericError:
+            if state.step > 0 and math.isfinite(_norm(state)):
+                yield from _save(checkpoints, state, [("stopped", f"checkpoint-step-{state.step}.gguf")])
+            raise
+        yield done
+        yield from _measure(job, state, checkpoints)
+        reason = stop() if state.step < job.total_steps else None
+        yield from _save(checkpoints, state, _due_now(job, state, stopping=reason is not None))
+        if reason:
             yield summary(state, checkpoints, reason)
             return
     state.finished = True
-    yield from _save(checkpoints, state, "final", "final_adapter.gguf")
+    yield from _save(checkpoints, state, [("final", "final_adapter.gguf")])
     yield summary(state, checkpoints, None)
 
 
@@ -96,17 +97,15 @@ def _step(job: Job, state: State) -> StepDone:
     indices = step_indices(job.config.seed, state.step, len(job.examples), job.config.batch_size)
     micro_batches = pack([job.examples[index] for index in indices], job.micro_batch_tokens)
     loss = accumulate(job.decoder, micro_batches, job.method)
-    if not abs(loss.nll) < float("inf"):
-        sources = ", ".join(job.examples[index].source for index in indices)
-        raise NumericError(
-            f"the loss of step {state.step + 1} is not finite ({sources}); lower --learning-rate or --alpha."
-        )
+    sources = ", ".join(job.examples[index].source for index in indices)
+    _require_finite(loss.nll, f"the loss of step {state.step + 1} ({sources})")
     gradients = gradients_of(state)
     norm = clip(gradients, job.config.max_grad_norm, state.step + 1)
     rate = learning_rate(
         state.step + 1, job.total_steps, job.warmup_steps, job.config.learning_rate, job.config.schedule
     )
     update(state, gradients, rate, job.config.weight_decay)
+    _require_finite(_norm(state), f"the adapter after step {state.step}")
     state.epoch_nll += loss.nll
     state.epoch_weight += loss.weight
     seconds = time.monotonic() - started
@@ -126,40 +125,69 @@ def _step(job: Job, state: State) -> StepDone:
     )
 
 
+def _measure(job: Job, state: State, checkpoints: Checkpoints | None) -> Iterator[Event]:
+    """What is due after a step besides saving: the epoch's loss, the validation loss, the best adapter."""
+    epoch_ended = state.step % job.steps_per_epoch == 0 or state.step == job.total_steps
+    best = False
+    if epoch_ended:
+        done = _end_epoch(job, state)
+        best = not job.validation and _is_best(job, state, done.loss)
+        yield done
+    if job.validation and (epoch_ended or _due(state.step, job.config.eval_steps)):
+        evaluated = _evaluate(job, state)
+        best = evaluated.best
+        yield evaluated
+    if best and checkpoints:
+        path = checkpoints.save_adapter(state, "best", f"best_adapter_epoch_{state.best_epoch}.gguf")
+        yield Saved(state.step, "best", str(path))
+
+
 def _end_epoch(job: Job, state: State) -> EpochDone:
-    """Close the epoch's sums; without validation the lowest epoch loss is the best."""
+    """Close the epoch's sums."""
     loss = state.epoch_nll / state.epoch_weight
-    epoch = _epoch(job, state)
     state.final_loss, state.epoch_nll, state.epoch_weight = loss, 0.0, 0.0
-    if not job.validation and (state.best_loss is None or loss < state.best_loss):
-        state.best_loss, state.best_epoch = loss, epoch
-    return EpochDone(state.step, epoch, loss)
+    return EpochDone(state.step, _epoch(job, state), loss)
 
 
 def _evaluate(job: Job, state: State) -> Evaluated:
     """Measure the validation examples; before the first step there is nothing that could be best."""
     measured = evaluate(job.decoder, job.validation, job.micro_batch_tokens, job.method)
-    best = state.step > 0 and (state.best_loss is None or measured.nll < state.best_loss)
-    epoch = _epoch(job, state)
-    if best:
-        state.best_loss, state.best_epoch = measured.nll, epoch
-    return Evaluated(state.step, epoch, measured.nll, measured.tokens, best)
+    _require_finite(measured.nll, f"the validation loss after step {state.step}")
+    best = state.step > 0 and _is_best(job, state, measured.nll)
+    return Evaluated(state.step, _epoch(job, state), measured.nll, measured.tokens, best)
 
 
-def _save_due(job: Job, state: State, checkpoints: Checkpoints | None) -> Iterator[Saved]:
-    if _due(state.step, job.config.save_steps):
-        yield from _save(checkpoints, state, "step", f"checkpoint-step-{state.step}.gguf")
+def _is_best(job: Job, state: State, loss: float) -> bool:
+    """Whether no earlier loss was as low; if so, the state keeps it. Without validation it is the epoch's own loss."""
+    if state.best_loss is not None and loss >= state.best_loss:
+        return False
+    state.best_loss, state.best_epoch = loss, _epoch(job, state)
+    return True
+
+
+def _due_now(job: Job, state: State, stopping: bool) -> list[tuple[SavedKind, str]]:
+    """Checkpoints to save at this step: kind and name of each."""
+    due: list[tuple[SavedKind, str]] = []
+    by_step = _due(state.step, job.config.save_steps)
+    if by_step or stopping:
+        due.append(("step" if by_step else "stopped", f"checkpoint-step-{state.step}.gguf"))
     epoch, into = divmod(state.step, job.steps_per_epoch)
     if into == 0 and epoch % max(1, job.config.epochs // 5) == 0:
-        yield from _save(checkpoints, state, "epoch", f"checkpoint_epoch_{epoch}.gguf")
+        due.append(("epoch", f"checkpoint_epoch_{epoch}.gguf"))
+    return due
 
 
-def _save(checkpoints: Checkpoints | None, state: State, kind: SavedKind, name: str) -> Iterator[Saved]:
-    if checkpoints:
-        path = checkpoints.save_adapter(state, kind, name)
-        if kind != "best":  # the best is a choice among measurements, not a point to go on from
-            checkpoints.save_state(state)
-        yield Saved(state.step, kind, str(path))
+def _save(checkpoints: Checkpoints | None, state: State, due: list[tuple[SavedKind, str]]) -> Iterator[Saved]:
+    """Save the adapter under each name, then the state.
+
+    The state comes last: a run killed in between does the step again and writes all of them, where a state saved
+    first would let it go on without those that were still missing.
+    """
+    if checkpoints and due:
+        paths = [(kind, checkpoints.save_adapter(state, kind, name)) for kind, name in due]
+        checkpoints.save_state(state)
+        for kind, path in paths:
+            yield Saved(state.step, kind, str(path))
 
 
 def summary(state: State, checkpoints: Checkpoints | None, reason: str | None) -> Finished:
@@ -189,3 +217,14 @@ def _epoch(job: Job, state: State) -> int:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
+
+
+def _norm(state: State) -> float:
+    """Norm of all of the adapter: not finite as soon as one of its values is not."""
+    norms = [torch.linalg.vector_norm(parameter.detach()) for _, parameter in named_parameters(state.pairs)]
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def _require_finite(value: float, what: str) -> None:
+    if not math.isfinite(value):
+        raise NumericError(f"{what} is not finite; lower --learning-rate or --alpha.")

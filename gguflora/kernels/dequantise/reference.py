@@ -13,17 +13,19 @@ from torch import Tensor
 
 from gguflora.errors import ModelError
 from gguflora.gguf.format import BLOCKS, GgmlType
+from gguflora.kernels.dequantise import k_quants, legacy, tables
+from gguflora.kernels.dequantise.fields import f16, numbers
 
 
 def dequantise(packed: Tensor, type: GgmlType) -> Tensor:
     """Values of packed rows.
 
     Args:
-        packed: (..., bytes per row), uint8.
+        packed: (..., bytes per row), uint8; any view.
         type: the rows' type.
 
     Returns:
-        (..., elements per row), float32.
+        (..., elements per row), float32; of an F32 tensor maybe a view of `packed`.
 
     Raises:
         ModelError: the type is not supported yet.
@@ -32,43 +34,34 @@ def dequantise(packed: Tensor, type: GgmlType) -> Tensor:
     if function is None:
         raise ModelError(f"tensors of type {type.name} are not supported yet.")
     block = BLOCKS[type]
-    blocks = packed.reshape(-1, block.nbytes)
-    elements = packed.shape[-1] // block.nbytes * block.elements
-    return function(blocks).reshape(*packed.shape[:-1], elements)
+    blocks = torch.unflatten(packed, -1, (-1, block.nbytes))  # (..., blocks per row, bytes per block)
+    elements = blocks.shape[-2] * block.elements
+    return function(blocks.flatten(0, -2)).reshape(*packed.shape[:-1], elements)
 
 
 def _f32(blocks: Tensor) -> Tensor:
-    return blocks.contiguous().view(torch.float32)
-
-
-def _f16(blocks: Tensor) -> Tensor:
-    return blocks.contiguous().view(torch.float16).float()
+    return numbers(blocks, torch.float32)
 
 
 def _bf16(blocks: Tensor) -> Tensor:
-    return blocks.contiguous().view(torch.bfloat16).float()
-
-
-def _nibbles(packed: Tensor) -> Tensor:
-    """Low halves of all bytes, then high halves: (n, b) -> (n, 2 b)."""
-    return torch.cat([packed & 0x0F, packed >> 4], dim=-1)
-
-
-def _q4_1(blocks: Tensor) -> Tensor:
-    # f16 d | f16 m | 16 bytes of nibbles; value = nibble * d + m (ggml-quants.c:479)
-    scale, minimum = _f16(blocks[:, 0:2]), _f16(blocks[:, 2:4])
-    return _nibbles(blocks[:, 4:20]).float() * scale + minimum
-
-
-def _q8_0(blocks: Tensor) -> Tensor:
-    # f16 d | 32 signed bytes; value = byte * d (ggml-quants.c:553)
-    return blocks[:, 2:34].contiguous().view(torch.int8).float() * _f16(blocks[:, 0:2])
+    return numbers(blocks, torch.bfloat16).float()
 
 
 FUNCTIONS: dict[GgmlType, Callable[[Tensor], Tensor]] = {
     GgmlType.F32: _f32,
-    GgmlType.F16: _f16,
+    GgmlType.F16: f16,
     GgmlType.BF16: _bf16,
-    GgmlType.Q4_1: _q4_1,
-    GgmlType.Q8_0: _q8_0,
+    GgmlType.Q4_0: legacy.q4_0,
+    GgmlType.Q4_1: legacy.q4_1,
+    GgmlType.Q5_0: legacy.q5_0,
+    GgmlType.Q5_1: legacy.q5_1,
+    GgmlType.Q8_0: legacy.q8_0,
+    GgmlType.Q2_K: k_quants.q2_k,
+    GgmlType.Q3_K: k_quants.q3_k,
+    GgmlType.Q4_K: k_quants.q4_k,
+    GgmlType.Q5_K: k_quants.q5_k,
+    GgmlType.Q6_K: k_quants.q6_k,
+    GgmlType.IQ4_NL: tables.iq4_nl,
+    GgmlType.IQ4_XS: tables.iq4_xs,
+    GgmlType.MXFP4: tables.mxfp4,
 }
