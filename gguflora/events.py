@@ -147,8 +147,8 @@ class Verified:
         tuned_ours: loss with the adapter here; tuned_llamacpp: the same in llama.cpp.
         removed_llamacpp: llama.cpp's loss after the adapter was removed: the base's again.
         restored: removed_llamacpp is equal to base_llamacpp to the bit.
-        allowed: how far ours and llama.cpp's may lie apart, since it quantises activations.
-        agrees: both differences are within `allowed`, and the base came back.
+        allowed: how far the tuned losses may lie apart, since llama.cpp quantises activations.
+        agrees: they lie within `allowed`, the gain over the base is the same within 5 %, and the base came back.
     """
 
     tokens: int

@@ -26,7 +26,7 @@ from gguflora.tokenizer import ChatTemplate, load_template
 
 HERE = Path(__file__).parent
 OUTPUT = Path("demo-output")
-OPTIONS = ["--learning-rate", "5e-4", "--epochs", "3", "--batch-size", "8"]
+OPTIONS = ["--learning-rate", "1e-3", "--epochs", "2", "--batch-size", "8"]
 MAX_TOKENS = 48  # the longest record takes 33
 SHOWN = 3
 
