@@ -89,7 +89,7 @@ def verify(base: Base, adapter: Path, encoded: Sequence[Encoded]) -> Verified:
 
 
 def _same_gain(plain: Agreement, tuned: Agreement) -> bool:
-    """Both programs gain the same by the adapter: within 5 %, or within what rounding explains where there is little."""
+    """The adapter gains the same in both: within 5 %, or within what rounding explains where there is little gain."""
     ours, theirs = plain.ours - tuned.ours, plain.llamacpp - tuned.llamacpp
     return abs(ours - theirs) <= max(GAIN_TOLERANCE * abs(theirs), plain.allowed + tuned.allowed)
 
