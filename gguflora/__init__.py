@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gguflora.config import DataConfig, LoraConfig, TrainingConfig
+    from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
     from gguflora.data import (
         Example,
         Message,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives: imported when it is used, so that `import gguflora` does not load torch.
 _HOMES = {
+    "ComputeConfig": "config",
     "DataConfig": "config",
     "LoraConfig": "config",
     "TrainingConfig": "config",
@@ -47,6 +48,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ComputeConfig",
     "DataConfig",
     "Example",
     "GgufloraError",

@@ -33,7 +33,7 @@ from cyclopts import (
     convert,
 )
 
-from gguflora.config import DataConfig, LoraConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
 from gguflora.errors import DataError, GgufloraError, UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ Flat = Parameter(name="*")
 
 
 @app.command
-def train(
+def train(  # noqa: PLR0913 (one parameter for each group of options)
     model: Path,
     data: list[Path],
     /,
@@ -71,7 +71,10 @@ def train(
     lora: Annotated[LoraConfig, Flat] = LoraConfig(),  # noqa: B008 (frozen)
     data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
     training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008 (frozen)
+    compute: Annotated[ComputeConfig, Flat] = ComputeConfig(),  # noqa: B008 (frozen)
+    init_adapter: Path | None = None,
     resume: bool = False,
+    dry_run: bool = False,
     json: bool = False,
 ) -> int:
     """Train a LoRA adapter on MODEL with the examples in DATA.
@@ -86,7 +89,10 @@ def train(
         lora: What the adapter is.
         data_config: Which examples are trained.
         training: How it is trained.
+        compute: How the machine is used.
+        init_adapter: Adapter to go on from; its rank, alpha and tensors are taken.
         resume: Go on from the newest state saved in the output folder.
+        dry_run: Show the plan, the data and the first batch, then end; nothing is trained or written.
         json: Print one event a line on stdout as JSON; text goes to stderr.
     """
     from rich.console import Console
@@ -101,7 +107,20 @@ def train(
     console = Console(stderr=json, highlight=False)
     stopped_by = None
     with _signal_watch() as stop, ConsoleReport(console, training.logging_steps) as report:
-        request = Request(model, examples, validation, lora, data_config, training, output_dir, resume, stop)
+        request = Request(
+            model=model,
+            examples=examples,
+            validation=validation,
+            lora=lora,
+            data=data_config,
+            training=training,
+            compute=compute,
+            output_dir=output_dir,
+            resume=resume,
+            stop=stop,
+            init_adapter=init_adapter,
+            dry_run=dry_run,
+        )
         for event in run(request, Outcome()):
             report.show(event)
             if json:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from gguflora.errors import UsageError
 
 LEAST_ALPHA, MOST_ALPHA = 1e-30, 1e30  # well inside float32, which adapter files have
 Schedule = Literal["cosine", "linear", "constant"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Weights = Literal["auto", "packed", "resident"]
+Switch = Literal["on", "off"]
+Kernels = Literal["explicit", "reference"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -54,8 +58,25 @@ class LoraConfig:
     target: tuple[str, ...] = ("all-linear",)
     """Tensors to train: all-linear, or GGUF names (attn_q) or their usual other names (q_proj); repeat for several."""
 
+    rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead (rank-stabilised scaling); the adapter file says so by its alpha."""
+
+    dropout: float = 0.0
+    """Share of what the pairs read that is dropped in training, 0 to below 1."""
+
+    @property
+    def file_alpha(self) -> float:
+        """The alpha that adapter files say: llama.cpp divides it by the rank (arXiv:2312.03732 for the square root)."""
+        return self.alpha * math.sqrt(self.rank) if self.rslora else self.alpha
+
+    @property
+    def scale(self) -> float:
+        """Factor of a pair's product."""
+        return self.file_alpha / self.rank
+
     def __post_init__(self) -> None:
         _whole("--rank", self.rank)
+        _require(0 <= self.dropout < 1, f"--dropout must be from 0 to below 1, not {self.dropout}.")
         _positive("--alpha", self.alpha)
         _require(LEAST_ALPHA < self.alpha < MOST_ALPHA, f"--alpha {self.alpha} is out of the range of an adapter file.")
         _require(isinstance(self.target, tuple), f"target must be a tuple of names, not {self.target!r}.")
@@ -156,3 +177,46 @@ class TrainingConfig:
         ):
             _whole("--" + name.replace("_", "-"), getattr(self, name))
         _at_least("--seed", self.seed, 0)
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the machine is used: speed and memory, not what is learned (but for the last bits).
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+
+    dtype: Dtype = "auto"
+    """Numbers of the linear layers and attention; auto is bfloat16 where the processor computes in it."""
+
+    weights: Weights = "auto"
+    """packed keeps the file's blocks and unpacks them at each use; resident unpacks once, faster and larger."""
+
+    micro_batch_tokens: int = 2048
+    """Most tokens computed at once; a longer example is computed alone."""
+
+    packing: Switch = "on"
+    """Several examples in one row, without padding and without seeing each other; off computes each alone."""
+
+    recompute: Switch = "off"
+    """Compute layers again in the backward instead of keeping what they need: slower, less memory."""
+
+    kernels: Kernels = "explicit"
+    """reference is plain autograd: slow, for comparison."""
+
+    def __post_init__(self) -> None:
+        _whole("--micro-batch-tokens", self.micro_batch_tokens)
+        for name, allowed in (
+            ("dtype", Dtype),
+            ("weights", Weights),
+            ("packing", Switch),
+            ("recompute", Switch),
+            ("kernels", Kernels),
+        ):
+            value, choices = getattr(self, name), get_args(allowed)
+            _require(value in choices, f"--{name} must be one of {', '.join(choices)}, not {value}.")
+        _require(
+            not (self.kernels == "reference" and self.recompute == "on"),
+            "--recompute on needs --kernels explicit: the reference keeps what autograd keeps.",
+        )

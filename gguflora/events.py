@@ -110,6 +110,27 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class FirstBatch:
+    """The first step's examples were computed, but nothing was updated (--dry-run)."""
+
+    examples: int
+    rows: int
+    tokens: int
+    loss: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Halved:
+    """Memory ran out in a step, which is done again with shorter rows, or with layers computed again."""
+
+    step: int
+    micro_batch_tokens: int
+    recompute: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class EpochDone:
     """Every example of an epoch was trained once; `loss` is over its trained tokens."""
 
@@ -202,6 +223,8 @@ Event = (
     | Warned
     | Resumed
     | StepDone
+    | FirstBatch
+    | Halved
     | EpochDone
     | Evaluated
     | Saved

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gguflora.config import DataConfig, LoraConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
 from gguflora.data import Example
 from gguflora.errors import UsageError
 from gguflora.events import Event, Finished
@@ -23,6 +23,7 @@ class LoraTrainer:
         lora_config: what the adapter is.
         training_config: how it is trained.
         data_config: which examples are trained, and which only measured.
+        compute_config: how the machine is used.
         output_dir: where checkpoints, metrics and the verified adapter go; None keeps the adapter in memory until
             `save_adapter`.
 
@@ -39,12 +40,14 @@ class LoraTrainer:
         training_config: TrainingConfig = TrainingConfig(),  # noqa: B008 (frozen)
         *,
         data_config: DataConfig = DataConfig(),  # noqa: B008 (frozen)
+        compute_config: ComputeConfig = ComputeConfig(),  # noqa: B008 (frozen)
         output_dir: str | Path | None = None,
     ) -> None:
         self.model = Path(model)
         self.lora_config = lora_config
         self.training_config = training_config
         self.data_config = data_config
+        self.compute_config = compute_config
         self.output_dir = Path(output_dir) if output_dir else None
         self._outcome = Outcome()
 
@@ -75,6 +78,7 @@ class LoraTrainer:
             lora=self.lora_config,
             data=self.data_config,
             training=self.training_config,
+            compute=self.compute_config,
             output_dir=self.output_dir,
             resume=resume,
         )
@@ -95,9 +99,7 @@ class LoraTrainer:
             UsageError: nothing was trained yet.
             MachineError: the system refused to write.
         """
-        state, base = self._outcome.state, self._outcome.base
-        if state is None or base is None:
+        state, base, alpha = self._outcome.state, self._outcome.base, self._outcome.alpha
+        if state is None or base is None or alpha is None:
             raise UsageError("There is no adapter to save: call train first.")
-        write_adapter(
-            Path(path), to_adapter(state.pairs, base.gguf.architecture, self.lora_config.alpha, base.identity)
-        )
+        write_adapter(Path(path), to_adapter(state.pairs, base.gguf.architecture, alpha, base.identity))

@@ -4,7 +4,7 @@ from gguflora.data.example import Completion, Conversation, Example, Message
 from gguflora.data.formats import dataset_hash, load_alpaca, load_examples, load_jsonl, save_jsonl
 from gguflora.data.labels import NOT_TRAINED, Encoded, encode_example
 from gguflora.data.order import permutation, step_indices, steps_per_epoch
-from gguflora.data.packing import MicroBatch, pack
+from gguflora.data.packing import MicroBatch, best_fit, pack
 from gguflora.data.preparation import Prepared, filter_by_length, prepare
 from gguflora.data.split import default_validation_share, duplicate_count, overlap_count, train_validation_split
 
@@ -17,6 +17,7 @@ __all__ = [
     "Message",
     "MicroBatch",
     "Prepared",
+    "best_fit",
     "dataset_hash",
     "default_validation_share",
     "duplicate_count",

@@ -37,6 +37,7 @@ class MicroBatch:
         weights: (T,) the weight of the example that each token is of.
         positions: (T,) from 0 in each document.
         document_starts: (documents + 1,) index of each document's first token, then T.
+        examples: (documents,) which example each document is.
     """
 
     tokens: npt.NDArray[np.int64]
@@ -44,19 +45,24 @@ class MicroBatch:
     weights: npt.NDArray[np.float32]
     positions: npt.NDArray[np.int64]
     document_starts: npt.NDArray[np.int64]
+    examples: npt.NDArray[np.int64]
 
 
-def pack(encoded: Sequence[Encoded], micro_batch_tokens: int) -> list[MicroBatch]:
+def pack(
+    encoded: Sequence[Encoded], micro_batch_tokens: int, examples: npt.NDArray[np.int64] | None = None
+) -> list[MicroBatch]:
     """Lay examples into as few rows as best-fit decreasing finds; each example is in exactly one row, whole.
 
     The same examples in the same order give the same rows.
 
     Args:
         encoded: at least one token each.
-        micro_batch_tokens: most tokens in a row; a longer example has a row of its own.
+        micro_batch_tokens: most tokens in a row; a longer example has a row of its own (1: every one has).
+        examples: (len(encoded),) the examples' numbers; 0, 1, ... if None.
     """
     lengths = [len(example.tokens) for example in encoded]
-    return [_row([encoded[index] for index in row]) for row in best_fit(lengths, micro_batch_tokens)]
+    numbers = np.arange(len(encoded)) if examples is None else examples
+    return [_row([encoded[index] for index in row], numbers[row]) for row in best_fit(lengths, micro_batch_tokens)]
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -83,7 +89,7 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def _row(documents: Sequence[Encoded]) -> MicroBatch:
+def _row(documents: Sequence[Encoded], examples: npt.NDArray[np.int64]) -> MicroBatch:
     lengths = [len(document.tokens) for document in documents]
     weights = np.array([document.weight for document in documents], np.float32)
     return MicroBatch(
@@ -92,4 +98,5 @@ def _row(documents: Sequence[Encoded]) -> MicroBatch:
         weights=np.repeat(weights, lengths),
         positions=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
         document_starts=np.cumsum([0, *lengths], dtype=np.int64),
+        examples=examples.astype(np.int64),
     )

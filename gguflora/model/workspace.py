@@ -43,6 +43,11 @@ class Workspace:
             scratch = self._buffers["weight"] = torch.empty(prod(weight.shape), dtype=weight.dtype)
         return dense(weight, scratch[: prod(weight.shape)].view(weight.shape))
 
+    def release(self, tokens: int) -> None:
+        """Give the buffers back; new ones are made for rows of up to `tokens` tokens."""
+        self.tokens = tokens
+        self._buffers.clear()
+
     def poison(self) -> None:
         """Fill every buffer with NaN."""
         for buffer in self._buffers.values():

@@ -22,7 +22,9 @@ from gguflora.events import (
     Evaluated,
     Event,
     Finished,
+    FirstBatch,
     FirstExample,
+    Halved,
     ModelLoaded,
     Planned,
     Resumed,
@@ -206,10 +208,22 @@ def _short(event: Event) -> str:
         case Evaluated():
             best = ", the best so far" if event.best else ""
             return f"validation loss {event.loss:.4f} after step {event.step}{best}"
+        case Halved():
+            return _halved(event)
+        case FirstBatch():
+            return (
+                f"first batch: {event.examples} examples in {event.rows} rows, {event.tokens} tokens, "
+                f"loss {event.loss:.4f}, {event.memory / _MB:.0f} MB; nothing was trained"
+            )
         case Saved():
             return f"saved {_text(event.path)}"
         case _:
             return _text(repr(event))
+
+
+def _halved(event: Halved) -> str:
+    how = "layers are computed again" if event.recompute else f"rows have at most {event.micro_batch_tokens} tokens"
+    return f"[yellow]memory ran out after step {event.step}[/]: from here on {how}; the step is done again"
 
 
 def _model(event: ModelLoaded) -> list[str]:

@@ -13,24 +13,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gguflora import llamacpp
-from gguflora.arch import LinearSpec, resolve_targets
-from gguflora.config import DataConfig, LoraConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
 from gguflora.data import Encoded, Example
 from gguflora.errors import GgufloraError
 from gguflora.events import Event, Finished, Planned, Warned
-from gguflora.kernels import choose_dtype
-from gguflora.model import Decoder, Workspace, load_decoder, new_pairs, with_pairs
+from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pairs
 from gguflora.report import append_metrics, keep_metrics_until
+from gguflora.run.choices import Choices, choose
 from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_example, make_dataset
-from gguflora.run.folder import check_folder, claim_folder, write_record
+from gguflora.run.folder import check_folder, claim_folder, read_record, write_record
+from gguflora.run.initial import file_hash, initial_pairs
 from gguflora.run.opening import Base, model_loaded, open_base
 from gguflora.run.setting import environment, keep_freed_memory, set_threads
 from gguflora.run.start import Start, resumed_start
 from gguflora.run.verify import answers, verify
-from gguflora.train import Checkpoints, Job, Method, State, new_state, summary, train
-
-MICRO_BATCH_TOKENS = 2048
+from gguflora.train import Checkpoints, Job, State, first_batch, new_state, summary, train
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Request:
         output_dir: where checkpoints go; None writes nothing.
         resume: go on from the newest state in `output_dir`.
         stop: asked after each step for a reason to stop (a signal's name), or None.
+        init_adapter: an adapter to go on from; its rank, alpha and tensors are taken.
+        dry_run: show plan, data and the first batch, then end; nothing is written.
     """
 
     model: Path
@@ -50,28 +52,40 @@ class Request:
     lora: LoraConfig
     data: DataConfig
     training: TrainingConfig
+    compute: ComputeConfig
     output_dir: Path | None
     resume: bool = False
     stop: Callable[[], str | None] = lambda: None
+    init_adapter: Path | None = None
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
 class Setup:
-    """All that is decided before training; `decoder` is the base without pairs, `record` what run.json will hold."""
+    """All that is decided before training.
+
+    Attributes:
+        lora: as asked, or as the initial adapter says.
+        pairs: of the fresh state.
+        record: what run.json will hold.
+        decoder: the base without pairs.
+    """
 
     base: Base
     dataset: Dataset
-    targets: tuple[LinearSpec, ...]
+    lora: LoraConfig
+    pairs: dict[str, LoraPair]
     record: dict[str, Any]
     decoder: Decoder
 
 
 @dataclass
 class Outcome:
-    """What a run leaves in memory, filled in when training starts: the state, and the base it is for."""
+    """What a run leaves in memory, filled in when training starts: the state, the base it is for, its alpha."""
 
     state: State | None = None
     base: Base | None = None
+    alpha: float | None = None
 
 
 def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
@@ -82,23 +96,30 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     Raises:
         GgufloraError: what was given, the machine or the numbers made it impossible; nothing half-written is left.
     """
-    if request.output_dir:
-        check_folder(request.output_dir, request.resume)
+    folder = None if request.dry_run else request.output_dir
+    if folder:
+        check_folder(folder, request.resume)
     base = open_base(request.model)
-    targets = resolve_targets(base.spec, request.lora.target, request.lora.rank)
+    lora, pairs = initial_pairs(base, request.lora, request.training.seed, request.init_adapter)
     opened = model_loaded(base)
     yield opened
     dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed)
     about_data = _about_data(base, dataset)
     yield from about_data
-    setup = Setup(base, dataset, targets, _record(request, base, dataset), _decoder(base))
-    outcome.base = base
-    if request.output_dir is None:
+    old = read_record(folder) if folder and request.resume else None
+    choices = choose(request.compute, base.spec, set_threads(request.training.threads), old)
+    decoder = load_decoder(base.gguf, base.spec, choices.dtype, choices.packed)
+    setup = Setup(base, dataset, lora, pairs, _record(request, base, dataset, lora, choices), decoder)
+    outcome.base, outcome.alpha = base, lora.file_alpha
+    if request.dry_run:
+        yield from _dry_run(request, setup)
+        return
+    if folder is None:
         outcome.state = _fresh(request, setup)
         yield from _train(request, setup, outcome.state)
         return
-    with claim_folder(request.output_dir, request.resume):
-        yield from _recorded(request, request.output_dir, setup, outcome, [opened, *about_data])
+    with claim_folder(folder, request.resume):
+        yield from _recorded(request, folder, setup, outcome, [opened, *about_data])
 
 
 def _about_data(base: Base, dataset: Dataset) -> list[Event]:
@@ -126,12 +147,20 @@ def _recorded(request: Request, folder: Path, setup: Setup, outcome: Outcome, to
 
 
 def _fresh(request: Request, setup: Setup) -> State:
-    return new_state(new_pairs(setup.targets, request.lora.rank, request.training.seed))
+    return new_state(setup.pairs, request.compute.micro_batch_tokens, request.compute.recompute == "on")
+
+
+def _dry_run(request: Request, setup: Setup) -> Iterator[Event]:
+    """Plan and first batch; nothing is updated or written."""
+    state = _fresh(request, setup)
+    job = _job(request, setup, state)
+    yield _planned(setup, job, state)
+    yield first_batch(job, state)
 
 
 def _train_or_report(request: Request, folder: Path, setup: Setup, start: Start) -> Iterator[Event]:
     """Train and check; of a run that is finished already, do what is missing of its report."""
-    checkpoints = Checkpoints(folder, setup.base.gguf.architecture, request.lora.alpha, setup.base.identity)
+    checkpoints = Checkpoints(folder, setup.base.gguf.architecture, setup.lora.file_alpha, setup.base.identity)
     state, dataset = start.state, setup.dataset
     training = [summary(state, checkpoints, None)] if state.finished else _train(request, setup, state, checkpoints)
     for event in training:
@@ -146,17 +175,26 @@ def _train_or_report(request: Request, folder: Path, setup: Setup, start: Start)
 
 
 def _train(request: Request, setup: Setup, state: State, checkpoints: Checkpoints | None = None) -> Iterator[Event]:
+    job = _job(request, setup, state)
+    yield _planned(setup, job, state)
+    yield from train(job, state, checkpoints, request.stop)
+
+
+def _job(request: Request, setup: Setup, state: State) -> Job:
     keep_freed_memory()
-    job = Job(
-        decoder=with_pairs(setup.decoder, state.pairs, request.lora.alpha / request.lora.rank),
+    compute = request.compute
+    # Going on with a smaller limit is possible, with a larger one than was found to fit it is not.
+    state.micro_batch_tokens = min(state.micro_batch_tokens, compute.micro_batch_tokens)
+    state.recompute = state.recompute or compute.recompute == "on"
+    return Job(
+        decoder=with_pairs(setup.decoder, state.pairs, setup.lora.scale),
         examples=setup.dataset.train.encoded,
         validation=setup.dataset.validation.encoded,
         config=request.training,
-        micro_batch_tokens=MICRO_BATCH_TOKENS,
-        method=Method(Workspace(MICRO_BATCH_TOKENS)),
+        work=Workspace(state.micro_batch_tokens) if compute.kernels == "explicit" else None,
+        dropout=setup.lora.dropout,
+        packing=compute.packing == "on",
     )
-    yield _planned(request, job, state, setup.record["choices"])
-    yield from train(job, state, checkpoints, request.stop)
 
 
 def _served(finished: Finished, dataset: Dataset) -> Finished:
@@ -181,49 +219,38 @@ def _check_in_llamacpp(
         yield Warned(f"the check in llama.cpp could not be made: {error}")
 
 
-def _decoder(base: Base) -> Decoder:
-    dtype, _ = choose_dtype()
-    return load_decoder(base.gguf, base.spec, dtype)
-
-
-def _planned(request: Request, job: Job, state: State, choices: dict[str, str]) -> Planned:
+def _planned(setup: Setup, job: Job, state: State) -> Planned:
     stems = Counter(name.removesuffix(".weight").rsplit(".", 1)[-1] for name in state.pairs)
     return Planned(
         pairs=dict(stems),
         trainable_parameters=sum(pair.lora_a.numel() + pair.lora_b.numel() for pair in state.pairs.values()),
-        rank=request.lora.rank,
-        alpha=request.lora.alpha,
+        rank=setup.lora.rank,
+        alpha=setup.lora.file_alpha,
         total_steps=job.total_steps,
         steps_per_epoch=job.steps_per_epoch,
         warmup_steps=job.warmup_steps,
-        choices=choices,
+        choices=setup.record["choices"],
     )
 
 
-def _record(request: Request, base: Base, dataset: Dataset) -> dict[str, Any]:
+def _record(request: Request, base: Base, dataset: Dataset, lora: LoraConfig, choices: Choices) -> dict[str, Any]:
     """What run.json holds: everything that the result depends on."""
-    threads, why_threads = set_threads(request.training.threads)
-    dtype, why_dtype = choose_dtype()
     best = "validation loss" if dataset.validation.encoded else "training loss of an epoch (nothing to validate on)"
+    adapter = request.init_adapter
     return {
         "model": {"path": str(base.gguf.path), "name": model_loaded(base).name} | dataclasses.asdict(base.identity),
         "data": {
             "train": encoded_hash(dataset.train.encoded),
             "validation": encoded_hash(dataset.validation.encoded),
         },
-        "lora": dataclasses.asdict(request.lora) | {"target": list(request.lora.target)},
+        "lora": dataclasses.asdict(lora)
+        | {"target": list(lora.target), "init_adapter": file_hash(adapter) if adapter else None},
         "training": dataclasses.asdict(request.training),
+        "compute": dataclasses.asdict(request.compute),
         "environment": {
             "gguflora": version("gguflora"),
-            **environment(threads),
-            "compute dtype": str(dtype).removeprefix("torch."),
+            **environment(torch.get_num_threads()),
+            "compute dtype": str(choices.dtype).removeprefix("torch."),
         },
-        "choices": {
-            "compute": f"{str(dtype).removeprefix('torch.')} ({why_dtype})",
-            "weights": "dequantised once; the embedding stays packed",
-            "kernels": "explicit forward and backward over kept buffers",
-            "micro-batch": f"packed rows of at most {MICRO_BATCH_TOKENS} tokens",
-            "threads": f"{threads} ({why_threads})",
-            "best adapter": f"the one of the lowest {best}",
-        },
+        "choices": choices.reasons | {"best adapter": f"the one of the lowest {best}"},
     }

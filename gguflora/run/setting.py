@@ -43,6 +43,16 @@ def environment(threads: int) -> dict[str, str]:
     }
 
 
+def total_memory() -> int:
+    """Memory of the machine, or what its cgroup allows, in bytes, rounded down to a power of two: a coarse class."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no cgroup v2 here, or no limit ("max")
+        limit = total
+    return 1 << (min(total, limit).bit_length() - 1)
+
+
 def _usable_cores() -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(affinity, _cgroup_quota() or affinity))

@@ -2,7 +2,7 @@
 
 from gguflora.train.checkpoint import STATE_FOLDER, Checkpoints, Loaded, load_newest_state
 from gguflora.train.evaluate import Measured, evaluate
-from gguflora.train.loop import Job, summary, train
+from gguflora.train.loop import Job, first_batch, summary, train
 from gguflora.train.state import State, named_parameters, new_state
 from gguflora.train.step import Method
 
@@ -15,6 +15,7 @@ __all__ = [
     "Method",
     "State",
     "evaluate",
+    "first_batch",
     "load_newest_state",
     "named_parameters",
     "new_state",

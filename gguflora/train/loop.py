@@ -11,20 +11,23 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from gguflora.config import TrainingConfig
-from gguflora.data import Encoded, pack, step_indices, steps_per_epoch
+from gguflora.data import Encoded, MicroBatch, pack, step_indices, steps_per_epoch
 from gguflora.errors import NumericError
-from gguflora.events import EpochDone, Evaluated, Event, Finished, Saved, SavedKind, StepDone
-from gguflora.model import Decoder
+from gguflora.events import EpochDone, Evaluated, Event, Finished, FirstBatch, Saved, SavedKind, StepDone
+from gguflora.model import Decoder, Workspace
 from gguflora.train.checkpoint import Checkpoints
 from gguflora.train.evaluate import evaluate
 from gguflora.train.memory import resident_bytes
 from gguflora.train.optimiser import clip, gradients_of, update
+from gguflora.train.room import is_out_of_memory, make_room
 from gguflora.train.schedule import learning_rate, warmup_steps
 from gguflora.train.state import State, named_parameters
-from gguflora.train.step import Method, accumulate
+from gguflora.train.step import DropoutKey, Method, accumulate
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,18 @@ class Job:
 
     Attributes:
         decoder: the base with the state's pairs on it.
-        micro_batch_tokens: most tokens in a packed row.
-        method: how gradients are computed.
+        work: buffers of the explicit forward and backward; None trains by the reference.
+        dropout: share of what the pairs read that is dropped.
+        packing: several examples in a row; else each has its own.
     """
 
     decoder: Decoder
     examples: Sequence[Encoded]
     validation: Sequence[Encoded]
     config: TrainingConfig
-    micro_batch_tokens: int
-    method: Method
+    work: Workspace | None
+    dropout: float = 0.0
+    packing: bool = True
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,12 +78,18 @@ def train(job: Job, state: State, checkpoints: Checkpoints | None, stop: Callabl
     if state.step == 0 and job.validation:
         yield _evaluate(job, state)
     while state.step < job.total_steps:
+        batch = _batch(job, state)
         try:
-            done = _step(job, state)
+            done = _step(job, state, batch)
         except NumericError:
             if state.step > 0 and math.isfinite(_norm(state)):
                 yield from _save(checkpoints, state, [("stopped", f"checkpoint-step-{state.step}.gguf")])
             raise
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            yield make_room(state, job.work, [len(example.tokens) for example in batch.examples], error)
+            continue
         yield done
         yield from _measure(job, state, checkpoints)
         reason = stop() if state.step < job.total_steps else None
@@ -91,13 +102,31 @@ def train(job: Job, state: State, checkpoints: Checkpoints | None, stop: Callabl
     yield summary(state, checkpoints, None)
 
 
-def _step(job: Job, state: State) -> StepDone:
+@dataclass(frozen=True)
+class Batch:
+    """The examples of one step, and their numbers."""
+
+    examples: list[Encoded]
+    numbers: npt.NDArray[np.int64]
+
+
+def _batch(job: Job, state: State) -> Batch:
+    """The examples of the next step."""
+    numbers = step_indices(job.config.seed, state.step, len(job.examples), job.config.batch_size)
+    return Batch([job.examples[number] for number in numbers], numbers)
+
+
+def micro_batches(job: Job, state: State, batch: Batch) -> list[MicroBatch]:
+    """A step's examples in rows."""
+    return pack(batch.examples, state.micro_batch_tokens if job.packing else 1, batch.numbers)
+
+
+def _step(job: Job, state: State, batch: Batch) -> StepDone:
     """One update of the adapter."""
     started = time.monotonic()
-    indices = step_indices(job.config.seed, state.step, len(job.examples), job.config.batch_size)
-    micro_batches = pack([job.examples[index] for index in indices], job.micro_batch_tokens)
-    loss = accumulate(job.decoder, micro_batches, job.method)
-    sources = ", ".join(job.examples[index].source for index in indices)
+    dropout = DropoutKey(job.dropout, job.config.seed, state.step)
+    loss = accumulate(job.decoder, micro_batches(job, state, batch), Method(job.work, state.recompute), dropout)
+    sources = ", ".join(example.source for example in batch.examples)
     _require_finite(loss.nll, f"the loss of step {state.step + 1} ({sources})")
     gradients = gradients_of(state)
     norm = clip(gradients, job.config.max_grad_norm, state.step + 1)
@@ -151,7 +180,7 @@ def _end_epoch(job: Job, state: State) -> EpochDone:
 
 def _evaluate(job: Job, state: State) -> Evaluated:
     """Measure the validation examples; before the first step there is nothing that could be best."""
-    measured = evaluate(job.decoder, job.validation, job.micro_batch_tokens, job.method)
+    measured = evaluate(job.decoder, job.validation, state.micro_batch_tokens, Method(job.work))
     _require_finite(measured.nll, f"the validation loss after step {state.step}")
     best = state.step > 0 and _is_best(job, state, measured.nll)
     return Evaluated(state.step, _epoch(job, state), measured.nll, measured.tokens, best)
@@ -228,3 +257,12 @@ def _norm(state: State) -> float:
 def _require_finite(value: float, what: str) -> None:
     if not math.isfinite(value):
         raise NumericError(f"{what} is not finite; lower --learning-rate or --alpha.")
+
+
+def first_batch(job: Job, state: State) -> FirstBatch:
+    """Compute the first step's loss, and update nothing."""
+    batch = _batch(job, state)
+    rows = micro_batches(job, state, batch)
+    measured = evaluate(job.decoder, batch.examples, state.micro_batch_tokens, Method(job.work))
+    tokens = sum(len(row.tokens) for row in rows)
+    return FirstBatch(len(batch.examples), len(rows), tokens, measured.nll, resident_bytes())

@@ -22,6 +22,8 @@ class State:
         epoch_nll: weighted nll summed over the epoch so far; epoch_weight the weights.
         final_loss: loss of the last whole epoch.
         best_loss: lowest validation loss so far (lowest epoch loss without validation), best_epoch its epoch.
+        micro_batch_tokens: most tokens in a packed row; recompute: layers are computed again. Out of memory
+            changes them, and a resumed run goes on with what was found.
         tokens: trained so far, with what they took in `seconds`: for the summary alone.
     """
 
@@ -37,15 +39,23 @@ class State:
     tokens: int = 0
     seconds: float = 0.0
     finished: bool = False
+    micro_batch_tokens: int = 2048
+    recompute: bool = False
 
 
 NUMBERS = tuple(name for name in State.__dataclass_fields__ if name not in ("pairs", "exp_avg", "exp_avg_sq"))
 
 
-def new_state(pairs: dict[str, LoraPair]) -> State:
+def new_state(pairs: dict[str, LoraPair], micro_batch_tokens: int = 2048, recompute: bool = False) -> State:
     """The state before the first step."""
     zeros = {name: torch.zeros_like(parameter) for name, parameter in named_parameters(pairs)}
-    return State(pairs, zeros, {name: torch.zeros_like(tensor) for name, tensor in zeros.items()})
+    return State(
+        pairs,
+        zeros,
+        {name: torch.zeros_like(tensor) for name, tensor in zeros.items()},
+        micro_batch_tokens=micro_batch_tokens,
+        recompute=recompute,
+    )
 
 
 def named_parameters(pairs: dict[str, LoraPair]) -> Iterator[tuple[str, Tensor]]:

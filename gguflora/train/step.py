@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gguflora.data import MicroBatch
-from gguflora.model import Decoder, PackedRow, Workspace, row_gradients, row_loss, row_nll
+from gguflora.model import Decoder, Dropout, PackedRow, Workspace, row_gradients, row_loss, row_nll
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,15 @@ class Method:
 
 
 @dataclass(frozen=True)
+class DropoutKey:
+    """What a step's dropout masks depend on, besides example and module."""
+
+    rate: float
+    seed: int
+    step: int
+
+
+@dataclass(frozen=True)
 class StepLoss:
     """Sums over a step's trained tokens: weight * nll, weights; and how many tokens were computed."""
 
@@ -39,7 +48,9 @@ class StepLoss:
         return self.nll / self.weight
 
 
-def accumulate(decoder: Decoder, micro_batches: Sequence[MicroBatch], method: Method) -> StepLoss:
+def accumulate(
+    decoder: Decoder, micro_batches: Sequence[MicroBatch], method: Method, dropout: DropoutKey | None = None
+) -> StepLoss:
     """Add the step's gradients to the decoder's pairs.
 
     Each micro-batch's loss is divided by the weight of the whole step, so the gradient is the same however the step
@@ -48,13 +59,13 @@ def accumulate(decoder: Decoder, micro_batches: Sequence[MicroBatch], method: Me
     total = sum(trained_weight(micro_batch) for micro_batch in micro_batches)
     nll, tokens = 0.0, 0
     for micro_batch in micro_batches:
-        nll += _row_gradients(decoder, packed_row(micro_batch), 1 / total, method)
+        nll += _row_gradients(decoder, packed_row(micro_batch, dropout), 1 / total, method)
         tokens += len(micro_batch.tokens)
     return StepLoss(nll, total, tokens)
 
 
 def micro_batch_nll(decoder: Decoder, micro_batch: MicroBatch, method: Method) -> Tensor:
-    """The nll (n,) of a micro-batch's trained tokens, in their order, without gradients."""
+    """The nll (n,) of a micro-batch's trained tokens, in their order, without gradients or dropout."""
     row = packed_row(micro_batch)
     with torch.no_grad():
         if method.work is not None:
@@ -63,14 +74,20 @@ def micro_batch_nll(decoder: Decoder, micro_batch: MicroBatch, method: Method) -
         return nll
 
 
-def packed_row(micro_batch: MicroBatch) -> PackedRow:
+def packed_row(micro_batch: MicroBatch, dropout: DropoutKey | None = None) -> PackedRow:
     """A micro-batch as tensors that share its memory: the one place where arrays become tensors."""
+    starts = micro_batch.document_starts.tolist()
+    masks = None
+    if dropout is not None and dropout.rate > 0:
+        examples = tuple(micro_batch.examples.tolist())
+        masks = Dropout(dropout.rate, dropout.seed, dropout.step, examples, tuple(starts))
     return PackedRow(
         tokens=torch.from_numpy(micro_batch.tokens),
         positions=torch.from_numpy(micro_batch.positions),
-        document_starts=micro_batch.document_starts.tolist(),
+        document_starts=starts,
         labels=torch.from_numpy(micro_batch.labels),
         weights=torch.from_numpy(micro_batch.weights),
+        dropout=masks,
     )
 
 

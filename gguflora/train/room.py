@@ -1,0 +1,55 @@
+"""Out of memory in a step: make room and do the step again. Nothing of the failed try is kept.
+
+Order: shorter rows, until every row is one example; then layers computed again in the backward; then an error that says
+what was needed. Rows and recomputation change no loss, and no dropout mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gguflora.data import best_fit
+from gguflora.errors import MachineError
+from gguflora.events import Halved
+from gguflora.model import Workspace
+from gguflora.train.state import State, named_parameters
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: Python's, torch's on the CPU (a plain RuntimeError there), or a GPU's."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def make_room(state: State, work: Workspace | None, lengths: Sequence[int], error: BaseException) -> Halved:
+    """Drop what the failed step left, and change `state` so that the next try needs less.
+
+    Args:
+        state: of the step before; its row limit or its recompute is changed.
+        work: the buffers, which are given back; None for the reference.
+        lengths: tokens of each of the step's examples.
+        error: what failed.
+
+    Raises:
+        MachineError: nothing is left to shorten.
+    """
+    for _, parameter in named_parameters(state.pairs):
+        parameter.grad = None
+    reason = " ".join(str(error).split()) or type(error).__name__
+    rows = best_fit(lengths, state.micro_batch_tokens)
+    if len(rows) < len(lengths):
+        while len(best_fit(lengths, state.micro_batch_tokens)) <= len(rows):  # a limit that changes nothing is no help
+            state.micro_batch_tokens = max(1, state.micro_batch_tokens // 2)
+    elif work is not None and not state.recompute:
+        state.recompute = True
+    else:
+        raise MachineError(
+            f"memory ran out in step {state.step + 1} on an example of {max(lengths)} tokens computed alone "
+            f"({reason}); use a smaller --max-length or --weights packed, or a machine with more memory."
+        ) from error
+    if work is not None:
+        work.release(state.micro_batch_tokens)
+    return Halved(state.step, state.micro_batch_tokens, state.recompute, reason)
