@@ -52,8 +52,8 @@ class Request:
     lora: LoraConfig
     data: DataConfig
     training: TrainingConfig
-    compute: ComputeConfig
     output_dir: Path | None
+    compute: ComputeConfig = ComputeConfig()  # noqa: RUF009 (frozen)
     resume: bool = False
     stop: Callable[[], str | None] = lambda: None
     init_adapter: Path | None = None

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gguflora import config
-from gguflora.config import DataConfig, LoraConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
 from gguflora.errors import UsageError
 
-RECORDS = [LoraConfig, DataConfig, TrainingConfig]
+RECORDS = [LoraConfig, DataConfig, TrainingConfig, ComputeConfig]
 
 
 def test_the_defaults_are_the_documented_ones():
@@ -22,6 +22,8 @@ def test_the_defaults_are_the_documented_ones():
         "rank": 16,
         "alpha": 32.0,
         "target": ("all-linear",),
+        "rslora": False,
+        "dropout": 0.0,
         "max_length": 2048,
         "validation": None,
         "validation_split": None,
@@ -38,6 +40,12 @@ def test_the_defaults_are_the_documented_ones():
         "logging_steps": 10,
         "seed": 0,
         "threads": None,
+        "dtype": "auto",
+        "weights": "auto",
+        "micro_batch_tokens": 2048,
+        "packing": "on",
+        "recompute": "off",
+        "kernels": "explicit",
     }
 
 
@@ -50,6 +58,11 @@ WRONG = {
         {"alpha": float("nan")},
         {"alpha": float("inf")},
         {"target": ()},
+        {"rank": 2.5},
+        {"alpha": 1e-300},
+        {"dropout": -0.1},
+        {"dropout": 1.0},
+        {"dropout": float("nan")},
     ],
     DataConfig: [
         {"max_length": 1},
@@ -77,6 +90,15 @@ WRONG = {
         {"logging_steps": 0},
         {"threads": 0},
         {"seed": -1},
+    ],
+    ComputeConfig: [
+        {"dtype": "float16"},
+        {"weights": "mapped"},
+        {"micro_batch_tokens": 0},
+        {"packing": "yes"},
+        {"recompute": "maybe"},
+        {"kernels": "fast"},
+        {"kernels": "reference", "recompute": "on"},
     ],
 }
 
@@ -113,8 +135,15 @@ def test_the_smallest_sensible_values_pass(record, values):
 def test_every_number_is_tested_above_with_a_wrong_value():
     types = {field.name: set(field.type.split(" | ")) for record in RECORDS for field in dataclasses.fields(record)}
     numbers = {name for name, kinds in types.items() if kinds & {"int", "float"}}
-    assert len(numbers) == 16
+    assert len(numbers) == 18
     assert numbers <= {name for cases in WRONG.values() for case in cases for name in case}
+
+
+def test_rank_stabilised_scaling_is_folded_into_the_alpha_of_the_file():
+    """llama.cpp divides the file's alpha by the rank; Kalajdzievski 2023 wants alpha / sqrt(rank)."""
+    plain, stabilised = LoraConfig(rank=16, alpha=8.0), LoraConfig(rank=16, alpha=8.0, rslora=True)
+    assert (plain.file_alpha, plain.scale) == (8.0, 0.5)
+    assert (stabilised.file_alpha, stabilised.scale) == (32.0, 2.0)
 
 
 @pytest.mark.parametrize("record", RECORDS)

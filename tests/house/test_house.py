@@ -28,6 +28,8 @@ OPTIONS = {
         "--rank",
         "--alpha",
         "--target",
+        "--rslora",
+        "--dropout",
         "--max-length",
         "--validation",
         "--validation-split",
@@ -44,7 +46,15 @@ OPTIONS = {
         "--logging-steps",
         "--seed",
         "--threads",
+        "--dtype",
+        "--weights",
+        "--micro-batch-tokens",
+        "--packing",
+        "--recompute",
+        "--kernels",
+        "--init-adapter",
         "--resume",
+        "--dry-run",
         "--json",
     ],
     "eval": ["MODEL", "DATA", "--lora", "--scale", "--json"],
@@ -99,7 +109,8 @@ def test_no_torch_where_a_command_must_start_at_once():
     assert done.returncode == 0, done.stderr
 
 
-KINDS_OF_TOKENIZER = {"llama"}  # in `tokenizer.ggml.model` it means SentencePiece, whatever the architecture
+# In `tokenizer.ggml.model` "llama" means SentencePiece, and `tokenizer.ggml.pre` names splitters after models.
+KINDS_OF_TOKENIZER = {"llama", "qwen2"}
 
 
 def strings(path: Path) -> Iterator[ast.Constant]:
