@@ -94,7 +94,7 @@ def train(
     from gguflora.data import load_examples
     from gguflora.events import Finished, as_dict
     from gguflora.report import ConsoleReport
-    from gguflora.run import Outcome, Request, run
+    from gguflora.run.training import Outcome, Request, run
 
     examples = load_examples(data)
     validation = load_examples([data_config.validation]) if data_config.validation else None
