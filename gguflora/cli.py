@@ -100,7 +100,7 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
     from gguflora.data import load_examples
     from gguflora.events import Finished, as_dict
     from gguflora.report import ConsoleReport
-    from gguflora.run import Outcome, Request, run
+    from gguflora.run.training import Outcome, Request, run
 
     examples = load_examples(data)
     validation = load_examples([data_config.validation]) if data_config.validation else None
@@ -224,6 +224,75 @@ def tokenize(
     return 0
 
 
+@app.command
+def inspect(file: Path, /, *, pairs: bool = False, json: bool = False) -> int:
+    """Show what FILE holds: a model and whether it can be trained, an adapter and how large its pairs are.
+
+    Args:
+        file: GGUF file: a model, its first part, an adapter, or a vocabulary alone.
+        pairs: List each pair of an adapter, not only their means.
+        json: Print one JSON object on one line.
+    """
+    from gguflora.report.inspected import ModelFacts, as_json, lines_of
+    from gguflora.run.inspection import inspect
+
+    facts = inspect(file)
+    if pairs and isinstance(facts, ModelFacts):
+        raise UsageError(f"--pairs lists an adapter's pairs, but {file} is none: leave it out.")
+    if json:
+        _print_json(as_json(facts))
+    else:
+        for line in lines_of(facts, pairs=pairs):
+            print(line)
+    return 0
+
+
+@app.command
+def render(
+    model: Path,
+    messages: Annotated[Path, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    no_generation_prompt: bool = False,
+    json: bool = False,
+) -> int:
+    """Print the text that MODEL's chat template makes of MESSAGES, exactly as llama-server's /apply-template.
+
+    Args:
+        model: GGUF file; one that holds a vocabulary alone will do.
+        messages: JSON file: a list of messages with role and content, or an object with messages; - is standard input.
+        no_generation_prompt: Do not end with what opens the assistant's answer.
+        json: Print one JSON object on one line, with the text under prompt.
+    """
+    from gguflora.run.rendering import render
+
+    text = render(model, messages, generation_prompt=not no_generation_prompt)
+    if json:
+        _print_json({"prompt": text})
+    else:  # byte for byte, whatever the terminal's encoding
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+    return 0
+
+
+@app.command
+def doctor(*, json: bool = False) -> int:
+    """Look for what may be in the way on this machine, and say what to do about it.
+
+    Args:
+        json: Print one JSON object on one line.
+    """
+    from gguflora.run import doctor
+
+    findings = list(doctor.examine())
+    if json:
+        _print_json(doctor.as_json(findings))
+    else:
+        for line in doctor.lines_of(findings):
+            print(line)
+    return doctor.exit_code(findings)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 2 what you gave, 4 the machine, 5 the numbers, 6 folder in use."""
     _set_process()
@@ -275,7 +344,7 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
     After a lone -- everything is text. So is what only begins with a hyphen, such as "-5" or "--- title".
     """
     command, *rest = [*arguments, "", "--"]
-    if command not in ("generate", "tokenize"):
+    if command not in ("generate", "tokenize", "render"):
         return
     known = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
     names = [name for argument in known for name in argument.names]
@@ -296,7 +365,9 @@ def _typed(text: str) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message.replace("\n", " "))
+    from gguflora.report.text import harmless
+
+    printable = harmless(message.replace("\n", " "))
     print(f"gguflora: {printable}", file=sys.stderr)
     return code
 

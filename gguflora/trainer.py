@@ -12,7 +12,7 @@ from gguflora.errors import UsageError
 from gguflora.events import Event, Finished
 from gguflora.gguf import write_adapter
 from gguflora.model import to_adapter
-from gguflora.run import Outcome, Request, run
+from gguflora.run.training import Outcome, Request, run
 
 
 class LoraTrainer:

@@ -2,6 +2,7 @@
 
 from gguflora.arch.specs import AttentionSpec, FfnSpec, LayerSpec, LinearSpec, ModelSpec, RopeSpec, model_spec
 from gguflora.arch.targets import resolve_targets
+from gguflora.arch.types import check_types
 
 __all__ = [
     "AttentionSpec",
@@ -10,6 +11,7 @@ __all__ = [
     "LinearSpec",
     "ModelSpec",
     "RopeSpec",
+    "check_types",
     "model_spec",
     "resolve_targets",
 ]

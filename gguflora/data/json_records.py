@@ -133,7 +133,7 @@ def _value(text: str, at: int, start: Place, here: Place) -> tuple[Any, int]:
         here: where the value starts, for complaints about the whole of it.
     """
     try:
-        value, end = _DECODER.raw_decode(text, at)
+        value, end = STRICT.raw_decode(text, at)
     except json.JSONDecodeError as error:
         raise _bad_json(error, start) from error
     except RecursionError as error:
@@ -199,4 +199,5 @@ def _no_constant(name: str) -> Any:
     raise DataError(f"{name} is no JSON value; write a number or null.")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+STRICT = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+"""Decodes JSON, but raises DataError for a key twice in one object, and for NaN and Infinity."""

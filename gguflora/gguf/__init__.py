@@ -3,7 +3,7 @@
 from gguflora.gguf.adapter import Adapter, Pair, check_fits, read_adapter, write_adapter
 from gguflora.gguf.file import GgufFile, TensorInfo
 from gguflora.gguf.format import BLOCKS, GgmlType, ValueType
-from gguflora.gguf.identity import Identity, identity_of
+from gguflora.gguf.identity import Identity, cache_folder, identity_of, remembered_paths
 from gguflora.gguf.metadata import Metadata
 from gguflora.gguf.reader import open_gguf
 from gguflora.gguf.writer import Tensor, f32, write_gguf
@@ -19,11 +19,13 @@ __all__ = [
     "Tensor",
     "TensorInfo",
     "ValueType",
+    "cache_folder",
     "check_fits",
     "f32",
     "identity_of",
     "open_gguf",
     "read_adapter",
+    "remembered_paths",
     "write_adapter",
     "write_gguf",
 ]

@@ -16,6 +16,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gguflora.errors import MachineError
 from gguflora.gguf.file import GgufFile
@@ -64,10 +65,36 @@ def _metadata_hash(gguf: GgufFile, prefix: str) -> str:
     return digest.hexdigest()
 
 
+def remembered_paths(base: str) -> list[Path]:
+    """Files whose tensors are known to have the hash `base`, and that have not changed since they were hashed."""
+    try:
+        entries = [_read_cache(path) for path in sorted(cache_folder().glob("*.json"))]
+    except RuntimeError:
+        return []
+    keys = [_read_key(entry) for entry in entries if entry.get("base") == base]
+    return [Path(path) for path, *stamp in keys if _first_stamp(Path(path)) == stamp[:3]]
+
+
+def _read_key(entry: dict[str, object]) -> list[Any]:
+    try:
+        key = json.loads(str(entry.get("key")))
+    except ValueError:
+        key = None
+    return key if isinstance(key, list) and key and isinstance(key[0], str) else [""]
+
+
+def _first_stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns, status.st_ino]
+
+
 def _cached_base_hash(gguf: GgufFile) -> str:
     key = json.dumps([str(gguf.path.resolve()), *gguf.stamp])
     try:
-        path = _cache_folder() / (hashlib.sha256(key.encode()).hexdigest() + ".json")
+        path = cache_folder() / (hashlib.sha256(key.encode()).hexdigest() + ".json")
     except RuntimeError:  # no home folder, so no cache
         return base_hash(gguf)
     known = _read_cache(path)
@@ -78,7 +105,12 @@ def _cached_base_hash(gguf: GgufFile) -> str:
     return value
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Where hashes of known files are kept.
+
+    Raises:
+        RuntimeError: there is no home folder, so no such place.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gguflora" / "identity"
 
 

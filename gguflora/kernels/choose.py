@@ -17,14 +17,15 @@ def choose_dtype() -> tuple[torch.dtype, str]:
     torch's own question (`_is_mkldnn_bf16_supported`) says yes on processors where bfloat16 is emulated and 60 times
     slower, so the instruction set is read from the kernel instead.
     """
-    flags = _processor_flags()
+    flags = processor_flags()
     for flag in ("amx_bf16", "avx512_bf16"):
         if flag in flags:
             return torch.bfloat16, f"the processor has {flag}"
     return torch.float32, "the processor has no bfloat16 arithmetic"
 
 
-def _processor_flags() -> frozenset[str]:
+def processor_flags() -> frozenset[str]:
+    """The instruction sets that Linux names for this processor; none elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -71,7 +71,7 @@ _FUNCTIONS = {
 
 def available() -> bool:
     """Whether the pinned llama.cpp package is installed; costs no import of it."""
-    return _installed_version() == PACKAGE_VERSION
+    return installed_version() == PACKAGE_VERSION
 
 
 @functools.cache
@@ -108,14 +108,15 @@ def require_package() -> None:
     Raises:
         UsageError: it is absent, or is another version.
     """
-    installed = _installed_version()
+    installed = installed_version()
     if installed is None:
         raise UsageError(f"This needs llama.cpp, which is not installed: {INSTALL_COMMAND}.")
     if installed != PACKAGE_VERSION:
         raise UsageError(f"This needs xllamacpp {PACKAGE_VERSION}, but {installed} is installed: {INSTALL_COMMAND}.")
 
 
-def _installed_version() -> str | None:
+def installed_version() -> str | None:
+    """Version of the package that is installed, pinned or not; None where it is absent."""
     try:
         version = importlib.metadata.version("xllamacpp")
     except importlib.metadata.PackageNotFoundError:

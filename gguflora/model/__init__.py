@@ -3,7 +3,7 @@
 from gguflora.model.decoder import Decoder, hidden_states, logits, row_loss, with_pairs
 from gguflora.model.dropout import Dropout
 from gguflora.model.explicit import row_gradients, row_nll
-from gguflora.model.load import check_types, load_decoder
+from gguflora.model.load import load_decoder
 from gguflora.model.lora import LoraPair, Pairs, from_adapter, new_pairs, to_adapter
 from gguflora.model.row import PackedRow
 from gguflora.model.workspace import Workspace
@@ -15,7 +15,6 @@ __all__ = [
     "PackedRow",
     "Pairs",
     "Workspace",
-    "check_types",
     "from_adapter",
     "hidden_states",
     "load_decoder",

@@ -8,29 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from gguflora.arch import LayerSpec, LinearSpec, ModelSpec
-from gguflora.errors import FileError, ModelError
+from gguflora.arch import LayerSpec, LinearSpec, ModelSpec, check_types
+from gguflora.errors import FileError
 from gguflora.gguf import BLOCKS, GgmlType, GgufFile
-from gguflora.kernels.dequantise.reference import FUNCTIONS, dequantise
+from gguflora.kernels.dequantise.reference import dequantise
 from gguflora.model.attention import Attention
 from gguflora.model.decoder import Decoder, Layer
 from gguflora.model.ffn import Ffn
 from gguflora.model.linear import Linear
 from gguflora.model.weight import PackedRows, PackedWeight, Weight, stacked
-
-
-def check_types(gguf: GgufFile) -> None:
-    """Make sure that every tensor's type can be dequantised.
-
-    Raises:
-        ModelError: a tensor's type is not supported; it is named.
-    """
-    for info in gguf.tensors.values():
-        if info.type not in FUNCTIONS:
-            known = ", ".join(type.name for type in FUNCTIONS)
-            raise ModelError(
-                f"{gguf.path}: tensor {info.name} has type {info.type.name}, which is not supported yet ({known} are)."
-            )
 
 
 def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, packed: bool = False) -> Decoder:

@@ -33,6 +33,7 @@ from gguflora.events import (
     Verified,
     Warned,
 )
+from gguflora.report.text import harmless
 
 _SHOWN_TEXT = 600  # characters of an example's or answer's text
 _NAMED = 3  # files of a kind
@@ -313,5 +314,4 @@ def _shown(text: str) -> str:
 
 def _text(text: str) -> str:
     """Text from outside, made harmless: no terminal control characters, no markup."""
-    printable = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-    return escape(printable)
+    return escape(harmless(text, keep="\n"))

@@ -12,7 +12,7 @@ import torch
 from gguflora.arch import ModelSpec
 from gguflora.config import ComputeConfig
 from gguflora.kernels import choose_dtype
-from gguflora.run.setting import total_memory
+from gguflora.run.machine import memory_class
 
 RESIDENT_SHARE = 4  # unpacked weights may take a quarter of the machine's memory
 
@@ -66,7 +66,7 @@ def _weights(compute: ComputeConfig, spec: ModelSpec, dtype: torch.dtype) -> tup
         return compute.weights == "packed", "as asked"
     elements = sum(linear.shape[0] * linear.shape[1] for linear in spec.linears())
     size = (elements + (spec.vocabulary * spec.width if spec.tied else 0)) * dtype.itemsize
-    memory = total_memory()
+    memory = memory_class()
     packed = size > memory // RESIDENT_SHARE
     relation = "more" if packed else "no more"
     return packed, f"unpacked they take {size / 2**30:.2f} GiB, {relation} than a quarter of {memory / 2**30:.0f} GiB"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from gguflora.arch import ModelSpec, model_spec
+from gguflora.arch import ModelSpec, check_types, model_spec
 from gguflora.events import ModelLoaded
 from gguflora.gguf import GgufFile, Identity, identity_of, open_gguf
 from gguflora.tokenizer import ChatTemplate, Tokenizer, load_template, load_tokenizer
@@ -31,8 +31,6 @@ def open_base(path: Path) -> Base:
         FileError: the file is damaged or incomplete.
         ModelError: its architecture, a tensor or a type is not supported.
     """
-    from gguflora.model import check_types
-
     gguf = open_gguf(path)
     spec = model_spec(gguf)
     check_types(gguf)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
-from pathlib import Path
 
 import torch
+
+from gguflora.run.machine import usable_cores
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 _LARGE = 2**30
@@ -15,7 +15,7 @@ _LARGE = 2**30
 
 def set_threads(threads: int | None) -> tuple[int, str]:
     """Let torch use `threads` cores (all that this process may use if None); gives the number and the reason."""
-    usable = _usable_cores()
+    usable = usable_cores()
     count = threads or usable
     torch.set_num_threads(count)
     return count, "as asked" if threads else f"the process may use {usable}"
@@ -41,27 +41,3 @@ def environment(threads: int) -> dict[str, str]:
         "instruction set": str(torch.backends.cpu.get_cpu_capability()),
         "machine": platform.machine(),
     }
-
-
-def total_memory() -> int:
-    """Memory of the machine, or what its cgroup allows, in bytes, rounded down to a power of two: a coarse class."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no cgroup v2 here, or no limit ("max")
-        limit = total
-    return 1 << (min(total, limit).bit_length() - 1)
-
-
-def _usable_cores() -> int:
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, _cgroup_quota() or affinity))
-
-
-def _cgroup_quota() -> int | None:
-    """Whole cores that the cgroup's quota allows (cgroup v2, cpu.max); None without a quota."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return None  # no cgroup v2 here
-    return None if quota == "max" else max(1, int(quota) // int(period))

@@ -14,7 +14,7 @@ from gguflora.data import Example, load_jsonl
 from gguflora.errors import FileError, UsageError
 from gguflora.events import Event, FirstBatch, Planned, StepDone
 from gguflora.gguf import read_adapter
-from gguflora.run import Outcome, Request, run
+from gguflora.run.training import Outcome, Request, run
 from tests.runs import write_dataset
 from tests.tiny import tiny_llama
 

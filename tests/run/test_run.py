@@ -11,7 +11,7 @@ from gguflora.config import DataConfig, LoraConfig, TrainingConfig
 from gguflora.data import Example, load_jsonl
 from gguflora.errors import FileError, GgufloraError
 from gguflora.events import Event, Finished, Planned, StepDone, Verified, Warned
-from gguflora.run import Outcome, Request, run
+from gguflora.run.training import Outcome, Request, run
 from gguflora.train import Checkpoints, load_newest_state
 from tests.runs import metrics, write_dataset
 from tests.tiny import tiny_llama
@@ -51,7 +51,7 @@ def test_weights_that_can_not_be_loaded_leave_no_folder(
     def broken(*_: object) -> None:
         raise FileError("a tensor holds values that are not finite.")
 
-    monkeypatch.setattr("gguflora.run.load_decoder", broken)
+    monkeypatch.setattr("gguflora.run.training.load_decoder", broken)
     with pytest.raises(FileError):
         list(run(request(given, tmp_path / "run"), Outcome()))
     assert list(tmp_path.iterdir()) == []
@@ -83,8 +83,8 @@ def test_the_check_is_made_on_validation_examples_else_on_trained_ones(
         return Verified(1, 1.0, 1.0, 1.0, 1.0, 1.0, True, 0.1, True)
 
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
-    monkeypatch.setattr("gguflora.run.verify", verify)
-    monkeypatch.setattr("gguflora.run.answers", lambda *_: [])
+    monkeypatch.setattr("gguflora.run.training.verify", verify)
+    monkeypatch.setattr("gguflora.run.training.answers", lambda *_: [])
     for number, share in enumerate((None, 0.2)):
         data = DataConfig(validation_split=share)
         events = list(run(request(given, tmp_path / str(number), data=data), Outcome()))
@@ -99,7 +99,7 @@ def test_a_check_that_fails_is_a_warning_and_the_adapter_stays(
         raise GgufloraError("llama.cpp said no.")
 
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
-    monkeypatch.setattr("gguflora.run.verify", refuse)
+    monkeypatch.setattr("gguflora.run.training.verify", refuse)
     events = list(run(request(given, tmp_path / "run"), Outcome()))
     assert [event.message for event in of(Warned, events)] == [
         "the check in llama.cpp could not be made: llama.cpp said no."
@@ -113,7 +113,7 @@ def test_a_signal_after_training_leaves_the_check_out(
     """The adapter is written: whoever presses Ctrl-C then does not want to wait for a minute more."""
     done: list[Event] = []
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
-    monkeypatch.setattr("gguflora.run.verify", lambda *_: pytest.fail("it was made"))
+    monkeypatch.setattr("gguflora.run.training.verify", lambda *_: pytest.fail("it was made"))
 
     def stop() -> str | None:
         return "SIGINT" if len(of(StepDone, done)) == 6 else None
