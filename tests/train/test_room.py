@@ -78,7 +78,7 @@ def test_a_step_that_ran_out_of_memory_equals_one_that_began_with_the_smaller_li
 ) -> None:
     job, smaller = start(model, 16)
     run(job, smaller)
-    fails_when(monkeypatch, lambda rows, method: max(len(row.tokens) for row in rows) > 16)
+    fails_when(monkeypatch, lambda rows, _: max(len(row.tokens) for row in rows) > 16)
     job, state = start(model, 64)
     halved = [event for event in run(job, state) if isinstance(event, Halved)]
     assert [event.micro_batch_tokens for event in halved] == [32, 16]
@@ -100,7 +100,7 @@ def test_when_every_row_is_one_example_layers_are_computed_again(model: Tiny, mo
 def test_when_nothing_is_left_to_shorten_the_error_says_what_was_needed(
     model: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fails_when(monkeypatch, lambda rows, method: True)
+    fails_when(monkeypatch, lambda *_: True)
     job, state = start(model, 64)
     before = values(state)
     with pytest.raises(
@@ -113,7 +113,7 @@ def test_when_nothing_is_left_to_shorten_the_error_says_what_was_needed(
 
 
 def test_an_error_that_is_no_lack_of_memory_is_not_taken_for_one(model: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> Any:
+    def broken(*_: Any) -> Any:
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(loop_module, "accumulate", broken)
@@ -133,7 +133,7 @@ def test_a_real_refusal_of_the_allocator_is_recognised() -> None:
 
 
 def test_making_room_gives_the_buffers_back(model: Tiny) -> None:
-    job, state = start(model, 64)
+    _, state = start(model, 64)
     work = Workspace(64)
     work.take("x", (64, 8), torch.float32)
     make_room(state, work, [30, 30], MemoryError())
