@@ -1,4 +1,4 @@
-"""A small random model that can fail a test: a complete GGUF of the llama architecture, and adapters for it.
+"""A small random model that can fail a test: a complete GGUF, of the llama architecture if not told, and its adapters.
 
 Random weights of the usual size would make a fixture on which most faults are invisible: logits near 0, attention
 near uniform, an epsilon that never counts. So here: logits deviate by more than 1, attention is sharp, embedding
@@ -49,10 +49,17 @@ class TinySpec:
         rope_freqs: with the tensor that divides the angles, as Llama 3 has it.
         rope_factor: linear rope scaling; 0 leaves the keys out.
         attention_scale: a key that llama.cpp reads in granite and not in llama; 0 leaves it out.
-        biases: on every linear layer of the blocks.
+        biases: stems of the blocks' linear layers that have one; True is all of them.
         tied: the output layer is the embedding.
+        qk_norm: queries and keys have norms, head by head.
+        post_norms: each branch has a second norm.
+        window: layers of `window_pattern` see so many positions; 0 leaves the keys out.
+        window_pattern: of so many layers all but the last have the window, and a rope base of their own.
+        softcap: of the logits; 0 leaves the key out.
+        gate_gain: how far what ffn_gate gives deviates.
     """
 
+    architecture: str = "llama"
     width: int = 48
     layers: int = 3
     heads: int = 6
@@ -65,12 +72,23 @@ class TinySpec:
     rope_freqs: bool = False
     rope_factor: float = 0.0
     attention_scale: float = 0.0
-    biases: bool = False
+    biases: bool | tuple[str, ...] = False
     tied: bool = True
+    qk_norm: bool = False
+    post_norms: bool = False
+    window: int = 0
+    window_pattern: int = 2
+    window_rope_base: float = 50.0
+    softcap: float = 0.0
+    gate_gain: float = 1.2
+
+    def has_bias(self, stem: str) -> bool:
+        """Whether the linear layers named so have a bias."""
+        return self.biases if isinstance(self.biases, bool) else stem in self.biases
 
 
 def tiny_llama(path: Path, *, seed: int = 0, **numbers: Any) -> Path:
-    """Write a random F32 model of the llama architecture to `path`, with a byte-level tokenizer and a template.
+    """Write a random F32 model to `path`, with a byte-level tokenizer and a template.
 
     Args:
         path: where to write.
@@ -128,28 +146,37 @@ def byte_letters() -> dict[int, str]:
 
 
 def _hyperparameters(spec: TinySpec) -> dict[str, Value]:
-    metadata: dict[str, Value] = {
-        "general.architecture": (ValueType.STRING, "llama"),
-        "general.name": (ValueType.STRING, "tiny"),
-        "llama.block_count": (ValueType.UINT32, spec.layers),
-        "llama.context_length": (ValueType.UINT32, spec.context_length),
-        "llama.embedding_length": (ValueType.UINT32, spec.width),
-        "llama.feed_forward_length": (ValueType.UINT32, spec.ffn),
-        "llama.attention.head_count": (ValueType.UINT32, spec.heads),
-        "llama.attention.head_count_kv": (ValueType.UINT32, spec.kv_heads),
-        "llama.attention.layer_norm_rms_epsilon": (ValueType.FLOAT32, spec.epsilon),
-        "llama.rope.freq_base": (ValueType.FLOAT32, spec.rope_base),
-        "llama.rope.dimension_count": (ValueType.UINT32, spec.head_dim),
+    uint, real = ValueType.UINT32, ValueType.FLOAT32
+    numbers: dict[str, Value] = {
+        "block_count": (uint, spec.layers),
+        "context_length": (uint, spec.context_length),
+        "embedding_length": (uint, spec.width),
+        "feed_forward_length": (uint, spec.ffn),
+        "attention.head_count": (uint, spec.heads),
+        "attention.head_count_kv": (uint, spec.kv_heads),
+        "attention.layer_norm_rms_epsilon": (real, spec.epsilon),
+        "rope.freq_base": (real, spec.rope_base),
+        "rope.dimension_count": (uint, spec.head_dim),
     }
     if spec.head_dim * spec.heads != spec.width:
-        metadata["llama.attention.key_length"] = (ValueType.UINT32, spec.head_dim)
-        metadata["llama.attention.value_length"] = (ValueType.UINT32, spec.head_dim)
+        numbers["attention.key_length"] = (uint, spec.head_dim)
+        numbers["attention.value_length"] = (uint, spec.head_dim)
     if spec.attention_scale:
-        metadata["llama.attention.scale"] = (ValueType.FLOAT32, spec.attention_scale)
+        numbers["attention.scale"] = (real, spec.attention_scale)
     if spec.rope_factor:
-        metadata["llama.rope.scaling.type"] = (ValueType.STRING, "linear")
-        metadata["llama.rope.scaling.factor"] = (ValueType.FLOAT32, spec.rope_factor)
-    return metadata
+        numbers["rope.scaling.type"] = (ValueType.STRING, "linear")
+        numbers["rope.scaling.factor"] = (real, spec.rope_factor)
+    if spec.window:
+        numbers["attention.sliding_window"] = (uint, spec.window)
+        numbers["attention.sliding_window_pattern"] = (uint, spec.window_pattern)
+        numbers["rope.freq_base_swa"] = (real, spec.window_rope_base)
+    if spec.softcap:
+        numbers["final_logit_softcapping"] = (real, spec.softcap)
+    names: dict[str, Value] = {
+        "general.architecture": (ValueType.STRING, spec.architecture),
+        "general.name": (ValueType.STRING, "tiny"),
+    }
+    return names | {f"{spec.architecture}.{key}": value for key, value in numbers.items()}
 
 
 def _tensors(spec: TinySpec, rng: np.random.Generator) -> list[Tensor]:
@@ -177,13 +204,17 @@ def _layer(blk: str, spec: TinySpec, rng: np.random.Generator) -> list[Tensor]:
         ("attn_k", kv_rows, width, 1.3),
         ("attn_v", kv_rows, width, 1.0),
         ("attn_output", width, q_rows, 0.7),
-        ("ffn_gate", ffn, width, 1.2),
+        ("ffn_gate", ffn, width, spec.gate_gain),
         ("ffn_up", ffn, width, 1.0),
         ("ffn_down", width, ffn, 0.7),
     ):
         tensors.append(_matrix(f"{blk}{stem}.weight", out, columns, gain, rng))
-        if spec.biases:
+        if spec.has_bias(stem):
             tensors.append(f32(f"{blk}{stem}.bias", rng.normal(0, 0.3, out)))
+    if spec.qk_norm:
+        tensors += [_norm(f"{blk}attn_{half}_norm.weight", spec.head_dim, rng) for half in "qk"]
+    if spec.post_norms:
+        tensors += [_norm(f"{blk}post_{half}_norm.weight", width, rng) for half in ("attention", "ffw")]
     return tensors
 
 
