@@ -148,7 +148,7 @@ def model_spec(gguf: GgufFile) -> ModelSpec:
     if row is None:
         raise ModelError(_unknown_architecture(gguf))
     hparams = read_hparams(gguf)
-    _check_llama_cpp_limits(gguf, hparams)
+    _check_llama_cpp_limits(gguf, row, hparams)
     tensors = _Tensors(gguf, row.biases)
     spec = _model(row, hparams, tensors)
     tensors.refuse_unused()
@@ -162,13 +162,18 @@ def _unknown_architecture(gguf: GgufFile) -> str:
     return f"{gguf.path}: architecture {gguf.architecture!r} is not supported; supported: {known}."
 
 
-def _check_llama_cpp_limits(gguf: GgufFile, hparams: HParams) -> None:
+def _check_llama_cpp_limits(gguf: GgufFile, row: Architecture, hparams: HParams) -> None:
     # src/models/llama.cpp, graph: GGML_ASSERT(n_embd_head == n_embd_head_k), GGML_ASSERT(n_embd_head == n_rot)
     if not hparams.key_length == hparams.value_length == hparams.rope_dimension_count:
         raise FileError(
             f"{gguf.path}: heads of {hparams.key_length} (keys), {hparams.value_length} (values) and "
             f"{hparams.rope_dimension_count} (rope) elements; llama.cpp needs the three equal."
         )
+    # llama.cpp keeps a cache for the layers with a window and one for the others (src/llama-kv-cache-iswa.cpp); without
+    # any windowed layer the process ends when a context is made (seen with xllamacpp 2026.10.11549).
+    windowed = any(_is_windowed(index, row, hparams) for index in range(hparams.block_count))
+    if row.window_pattern and hparams.sliding_window and not windowed:
+        raise FileError(f"{gguf.path} names a sliding window but no layer that has it; llama.cpp aborts on it.")
 
 
 def _model(row: Architecture, hparams: HParams, tensors: _Tensors) -> ModelSpec:

@@ -36,7 +36,7 @@ from tests.numerics import (
 from tests.parity import plants
 from tests.parity.cases import SEED, TOKENS, USER_SCALES, Case, adapted, loaded, make_case, ours
 from tests.parity.plants import Plant, facts
-from tests.parity.rewritten import with_tensor
+from tests.rewritten import rewritten
 from tests.tiny import OWN, QKV, tiny_model
 
 EVERYTHING: dict[str, dict[str, Any]] = {
@@ -345,16 +345,16 @@ def test_a_bias_is_added_where_llama_cpp_adds_it_and_refused_where_it_refuses_it
     """In one layer alone; a bias that one program adds and the other does not know would be a wrong graph."""
     plain = open_gguf(tiny_model(tmp_path / "plain.gguf", architecture=architecture, biases=False))
     rows = plain.tensors[f"blk.1.{stem}.weight"].shape[0]
-    path = tmp_path / "biased.gguf"
-    with_tensor(plain, path, f"blk.1.{stem}.bias", np.random.default_rng(SEED).normal(0, 1, rows))
+    bias = np.random.default_rng(SEED).normal(0, 1, rows)
+    biased = rewritten(plain, tmp_path / "biased.gguf", tensors={f"blk.1.{stem}.bias": bias})
     try:
-        with LlamaModel(path, exact=True, threads=1) as llama:
+        with LlamaModel(biased.path, exact=True, threads=1) as llama:
             theirs = finite(llama.logits(TOKENS))
     except FileError:
         with pytest.raises(ModelError, match=rf"blk\.1\.{stem}\.bias is not part of"):
-            model_spec(open_gguf(path))
+            model_spec(biased)
     else:
-        print(assert_same_graph(theirs, ours(loaded(open_gguf(path))), SEED, bounds_of(architecture)))
+        print(assert_same_graph(theirs, ours(loaded(biased)), SEED, bounds_of(architecture)))
         assert bounds_of(architecture).times(logit_gap(theirs, ours(loaded(plain)))) > 100
 
 
