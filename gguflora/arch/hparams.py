@@ -15,6 +15,17 @@ from gguflora.gguf import GgufFile
 
 MAX_BLOCKS = 1024
 
+_HARMLESS: dict[str, object] = {
+    "attention.causal": True,
+    "expert_count": 0,
+    "nextn_predict_layers": 0,
+    "rope.scaling.attn_factor": 1.0,
+}
+"""Keys that llama.cpp reads in every architecture and that change the graph, with the one value that is supported."""
+
+_OF_WINDOWED_HEADS = ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")
+"""Sizes that layers with a window may have to themselves; supported where they are those of the other layers."""
+
 
 @dataclass(frozen=True)
 class HParams:
@@ -49,7 +60,7 @@ def read_hparams(gguf: GgufFile) -> HParams:
     embedding = keys.count("embedding_length")
     heads = keys.count("attention.head_count")
     head_dim = keys.count("attention.key_length", embedding // heads)
-    _refuse_unsupported(keys)
+    _refuse_unsupported(keys, head_dim)
     return HParams(
         block_count=keys.count("block_count", limit=MAX_BLOCKS),
         context_length=keys.count("context_length"),
@@ -58,7 +69,7 @@ def read_hparams(gguf: GgufFile) -> HParams:
         head_count=heads,
         head_count_kv=keys.divisor("attention.head_count_kv", heads),
         key_length=head_dim,
-        value_length=keys.count("attention.value_length", head_dim),
+        value_length=keys.count("attention.value_length", embedding // heads),
         layer_norm_rms_epsilon=keys.number("attention.layer_norm_rms_epsilon"),
         rope_dimension_count=keys.count("rope.dimension_count", head_dim),
         rope_freq_base=keys.number("rope.freq_base", 10_000.0),
@@ -89,12 +100,13 @@ def _freq_scale(keys: _Keys) -> float:
     return 1.0 / factor if scaled else 1.0
 
 
-def _refuse_unsupported(keys: _Keys) -> None:
+def _refuse_unsupported(keys: _Keys, head_dim: int) -> None:
     scaling = keys.text("rope.scaling.type", "linear")
     if scaling not in ("none", "linear"):
         raise ModelError(f"{keys.path}: rope scaling of type {scaling} is not supported yet.")
-    if keys.get("expert_count", 0):
-        raise ModelError(f"{keys.path}: mixture-of-experts models are not supported yet.")
+    for key, only in (_HARMLESS | dict.fromkeys(_OF_WINDOWED_HEADS, head_dim)).items():
+        if (value := keys.get(key, only)) != only:
+            raise ModelError(f"{keys.path}: {keys.prefix}{key} is {value!r}, which is not supported yet.")
 
 
 class _Keys:

@@ -8,10 +8,10 @@ or asks for the architecture's name again.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from gguflora.arch.architectures import ARCHITECTURES, Activation, Architecture, RopeKind
+from gguflora.arch.architectures import ARCHITECTURES, TIED_PAIRS, Activation, Architecture, Effect, RopeKind
 from gguflora.arch.hparams import HParams, read_hparams
 from gguflora.errors import FileError, ModelError
 from gguflora.gguf import GgufFile
@@ -112,6 +112,7 @@ class ModelSpec:
         tied: the output layer is the embedding itself (`output` then names token_embd.weight).
         embedding_scale: factor of every embedding.
         softcap: logits are softcap * tanh(logits / softcap), or None.
+        pairs: what llama.cpp does with a pair on each of the file's tensors, by stem.
     """
 
     architecture: str
@@ -126,6 +127,7 @@ class ModelSpec:
     output_norm: str
     output: LinearSpec
     tied: bool
+    pairs: Mapping[str, Effect]
 
     def linears(self) -> Iterator[LinearSpec]:
         """Every linear layer, in the order of the computation; the output layer only where it is not tied."""
@@ -146,8 +148,8 @@ def model_spec(gguf: GgufFile) -> ModelSpec:
     if row is None:
         raise ModelError(_unknown_architecture(gguf))
     hparams = read_hparams(gguf)
-    _check_llama_cpp_limits(gguf, hparams)
-    tensors = _Tensors(gguf)
+    _check_llama_cpp_limits(gguf, row, hparams)
+    tensors = _Tensors(gguf, row.biases)
     spec = _model(row, hparams, tensors)
     tensors.refuse_unused()
     return spec
@@ -160,13 +162,18 @@ def _unknown_architecture(gguf: GgufFile) -> str:
     return f"{gguf.path}: architecture {gguf.architecture!r} is not supported; supported: {known}."
 
 
-def _check_llama_cpp_limits(gguf: GgufFile, hparams: HParams) -> None:
+def _check_llama_cpp_limits(gguf: GgufFile, row: Architecture, hparams: HParams) -> None:
     # src/models/llama.cpp, graph: GGML_ASSERT(n_embd_head == n_embd_head_k), GGML_ASSERT(n_embd_head == n_rot)
     if not hparams.key_length == hparams.value_length == hparams.rope_dimension_count:
         raise FileError(
             f"{gguf.path}: heads of {hparams.key_length} (keys), {hparams.value_length} (values) and "
             f"{hparams.rope_dimension_count} (rope) elements; llama.cpp needs the three equal."
         )
+    # llama.cpp keeps a cache for the layers with a window and one for the others (src/llama-kv-cache-iswa.cpp); without
+    # any windowed layer the process ends when a context is made (seen with xllamacpp 2026.10.11549).
+    windowed = any(_is_windowed(index, row, hparams) for index in range(hparams.block_count))
+    if row.window_pattern and hparams.sliding_window and not windowed:
+        raise FileError(f"{gguf.path} names a sliding window but no layer that has it; llama.cpp aborts on it.")
 
 
 def _model(row: Architecture, hparams: HParams, tensors: _Tensors) -> ModelSpec:
@@ -186,6 +193,8 @@ def _model(row: Architecture, hparams: HParams, tensors: _Tensors) -> ModelSpec:
         output_norm=tensors.require("output_norm.weight", (width,)),
         output=tensors.linear("token_embd" if tied else "output", vocabulary, width),
         tied=tied,
+        pairs={stem: effect for stem, effect in row.pairs.items() if stem in tensors.stems}
+        | (TIED_PAIRS if tied else {}),
     )
 
 
@@ -254,9 +263,14 @@ def _is_windowed(index: int, row: Architecture, hparams: HParams) -> bool:
 class _Tensors:
     """The file's tensors, checked as they are asked for, and which of them were asked for."""
 
-    def __init__(self, gguf: GgufFile) -> None:
+    def __init__(self, gguf: GgufFile, biases: frozenset[str]) -> None:
         self.gguf = gguf
+        self.biases = biases
         self.used: set[str] = set()
+
+    @property
+    def stems(self) -> set[str]:
+        return {name.removesuffix(".weight").rsplit(".", 1)[-1] for name in self.gguf.tensors}
 
     def __contains__(self, name: str) -> bool:
         return name in self.gguf.tensors
@@ -286,7 +300,7 @@ class _Tensors:
         return LinearSpec(
             name=self.require(stem + ".weight", (out, columns)),
             shape=(out, columns),
-            bias=self.optional(stem + ".bias", (out,)),
+            bias=self.optional(stem + ".bias", (out,)) if stem.rsplit(".", 1)[-1] in self.biases else None,
         )
 
     def refuse_unused(self) -> None:

@@ -1,13 +1,15 @@
 """Which tensors get a pair: the user's words to the file's names, refused where llama.cpp would not apply them.
 
 llama.cpp multiplies pairs in `build_lora_mm` (src/llama-graph.cpp:1520); a pair on any other tensor is rejected,
-aborts the process, or loads and does nothing. Each of those is an error here, before any training.
+aborts the process, or loads and does nothing. Each of those is an error here, before any training. Which tensor is
+which is part of an architecture's row; it is an allow-list, so that a tensor that nobody tried is refused too.
 """
 
 from __future__ import annotations
 
 import difflib
 
+from gguflora.arch.architectures import TIED_PAIRS
 from gguflora.arch.specs import LinearSpec, ModelSpec
 from gguflora.errors import ModelError, UsageError
 
@@ -56,26 +58,42 @@ def resolve_targets(spec: ModelSpec, names: tuple[str, ...], rank: int) -> tuple
 
 def _matching(spec: ModelSpec, linears: list[LinearSpec], name: str, given: str) -> set[str]:
     if name == ALL_LINEAR:
-        return {linear.name for linear in linears if linear is not spec.output}
+        return {
+            linear.name for linear in linears if linear is not spec.output and spec.pairs.get(linear.stem) == "acts"
+        }
     found = {linear.name for linear in linears if name in (linear.stem, linear.name)}
+    if reason := _refusal(spec, name, known=bool(found)):
+        raise ModelError(f"--target {given}: {reason}")
     if found:
         return found
-    stem = name.removesuffix(".weight").rsplit(".", 1)[-1]
-    if reason := _refusal(spec, stem):
-        raise ModelError(f"--target {given}: {reason}")
     stems = sorted({linear.stem for linear in linears})
     near = difflib.get_close_matches(given, [*stems, ALL_LINEAR, *OTHER_NAMES], n=1)
     hint = f"did you mean {near[0]}?" if near else f"possible here: {ALL_LINEAR}, {', '.join(stems)}."
     raise UsageError(f"--target {given} names no tensor of this model; {hint}")
 
 
-def _refusal(spec: ModelSpec, stem: str) -> str | None:
-    if stem == "output" and spec.tied:
-        return "this model's output layer is its embedding, and llama.cpp rejects an adapter for it."
-    if stem == "token_embd":
-        if spec.tied:
-            return "this model's embedding is also its output layer, and llama.cpp aborts on an adapter for it."
-        return "pairs on the embedding are not supported yet."
-    if stem.endswith("_norm") or stem == "rope_freqs":
-        return "llama.cpp loads an adapter for it but never applies it."
-    return None
+def _refusal(spec: ModelSpec, name: str, known: bool) -> str | None:
+    """Why no pair can be trained on what `name` means; None if one can, or if it means nothing here.
+
+    Args:
+        spec: the model.
+        name: a stem or a full tensor name.
+        known: the model has a linear layer of this name.
+    """
+    stem = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    effect = "ignored" if stem == "bias" else spec.pairs.get(stem)
+    match effect:
+        case "ignored":
+            return "llama.cpp loads an adapter for it but never applies it."
+        case "rejected":
+            return f"llama.cpp rejects an adapter for it{_because_tied(spec, stem)}."
+        case "aborts":
+            return f"llama.cpp aborts on an adapter for it{_because_tied(spec, stem)}."
+        case "acts":
+            return None if known or stem != "token_embd" else "pairs on the embedding are not supported yet."
+        case _:
+            return "whether llama.cpp applies an adapter for it was never tried." if known else None
+
+
+def _because_tied(spec: ModelSpec, stem: str) -> str:
+    return ", because this model's embedding is also its output layer" if spec.tied and stem in TIED_PAIRS else ""
