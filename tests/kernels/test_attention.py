@@ -1,4 +1,4 @@
-"""Attention: the reference is the textbook's sum, one query at a time; the explicit version in blocks rounds no worse."""
+"""Attention: the reference is the textbook's sum, one query at a time; the explicit version rounds no worse."""
 
 from __future__ import annotations
 

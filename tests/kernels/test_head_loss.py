@@ -181,7 +181,8 @@ def test_the_explicit_version_errs_at_most_twice_as_much_as_plain_pytorch(
             sides, ((explicitly, given), (referred, given), (referred, exact)), strict=True
         ):
             side.append(results(version, its)[1:])
-    for name, fast, plain, truth in zip(NAMES[1:], *(map(torch.stack, zip(*side)) for side in sides), strict=False):
+    together = [[torch.stack(repeats) for repeats in zip(*side, strict=True)] for side in sides]
+    for name, fast, plain, truth in zip(NAMES[1:], *together, strict=False):
         ratio = assert_as_exact(fast, plain, truth, name, seed=n)
         print(f"{name} {dtype}: {ratio:.2f} times plain PyTorch's error")
 
