@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check slow format clean
+.PHONY: demo test check slow mutants format clean
 
 demo: $(READY)          ## train on the notes and show the model before and after (about 5 minutes)
 	$(BIN)/python -m examples.notes.demo
@@ -15,6 +15,9 @@ test: $(READY)          ## all tests that CI runs
 
 slow: $(READY)          ## the longer tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+mutants: $(READY)       ## plant known faults, one at a time: each must turn a test red (about 5 minutes)
+	$(BIN)/python -m tests.mutants
 
 check: $(READY)         ## style, types, import contract
 	$(BIN)/ruff format --check .
