@@ -39,7 +39,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader would stand: model.gguf, data.jsonl as the README shows it, messages.json with its first question."""
+    """Where a reader stands: model.gguf, data.jsonl as the README shows it, messages.json with its first question."""
     folder = tmp_path_factory.mktemp("reader")
     tiny_llama(folder / "model.gguf")
     (folder / "data.jsonl").write_text(blocks("json")[0])
