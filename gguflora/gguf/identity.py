@@ -83,11 +83,12 @@ def _read_key(entry: dict[str, object]) -> list[Any]:
     return key if isinstance(key, list) and key and isinstance(key[0], str) else [""]
 
 
-def _first_stamp(path: Path) -> list[int]:
+def _first_stamp(path: Path) -> list[int] | None:
+    """The stamp of a model's first part, as Part has it; None where there is no such file."""
     try:
         status = path.stat()
-    except OSError:
-        return []
+    except (OSError, ValueError):  # ValueError: no path at all, with a zero byte in it
+        return None
     return [status.st_size, status.st_mtime_ns, status.st_ino]
 
 

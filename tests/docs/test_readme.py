@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -17,6 +18,13 @@ from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
+SAID = {
+    "inspect": "this version can train it",
+    "render": "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
+    "tokenize": " tokens",
+    "doctor": "Nothing is in the way.",
+}
+"""Part of what a command prints, where that is its use."""
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "passive"}
 
 
@@ -31,10 +39,12 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader would stand: model.gguf and data.jsonl, the latter as the README shows it."""
+    """Where a reader stands: model.gguf, data.jsonl as the README shows it, messages.json with its first question."""
     folder = tmp_path_factory.mktemp("reader")
     tiny_llama(folder / "model.gguf")
     (folder / "data.jsonl").write_text(blocks("json")[0])
+    conversation = json.loads(blocks("json")[0].splitlines()[0])
+    (folder / "messages.json").write_text(json.dumps({"messages": conversation["messages"][:1]}))
     return folder
 
 
@@ -59,14 +69,15 @@ def test_the_commands_for_ones_own_model_work_in_the_order_they_stand(folder: Pa
         if words[0] == "gguflora":
             if "--resume" in words:
                 kill_the_end_of(folder / "my-adapter")
-            run([sys.executable, "-m", *words], folder)
+            said = run([sys.executable, "-m", *words], folder)
+            assert SAID.get(words[1], "") in said
             done.append(words[1])
         elif words[0] == "llama-server":
             options = dict(zip(words[1::2], words[2::2], strict=True))
             with LlamaServer(folder / options["-m"], folder / options["--lora"], threads=1) as server:
                 assert server.tokenize("4")
             done.append(words[0])
-    assert done == ["train", "llama-server", "generate", "eval", "train"]
+    assert done == ["train", "llama-server", "generate", "eval", "train", "inspect", "render", "tokenize", "doctor"]
     assert (folder / "my-adapter" / "final_adapter.gguf").exists()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import struct
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGUFWriter
 
-from gguflora.gguf import identity, identity_of, open_gguf
+from gguflora.gguf import identity, identity_of, open_gguf, remembered_paths
 from gguflora.gguf.identity import base_hash
 
 WEIGHTS = {"a.weight": np.arange(12, dtype=np.float32).reshape(3, 4), "b.weight": np.ones(5, np.float32)}
@@ -174,6 +175,27 @@ def test_a_torn_or_foreign_entry_is_ignored_and_written_again(tmp_path, cache, u
     assert identity_of(open_gguf(tmp_path / "base.gguf")) == expected
     unread()
     assert identity_of(open_gguf(tmp_path / "base.gguf")) == expected
+
+
+def test_files_of_a_known_base_are_remembered_while_they_do_not_change(tmp_path):
+    one, two = write(tmp_path / "one.gguf"), write(tmp_path / "two.gguf", texts=TOKENIZER)
+    other = write(tmp_path / "other.gguf", CHANGES["one bit"])
+    base, _, changed = (identity_of(file).base for file in (one, two, other))
+    assert sorted(remembered_paths(base)) == [one.path, two.path]
+    assert remembered_paths(changed) == [other.path]
+    assert remembered_paths("0" * 64) == []
+    two.path.unlink()
+    status = one.path.stat()
+    os.utime(other.path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert remembered_paths(base) == [one.path]
+    assert remembered_paths(changed) == []
+
+
+@pytest.mark.parametrize("key", ["", "[]", "{}", "[1]", '["x"]', "[[]]", '["a\\u0000", 1]'])
+def test_an_entry_that_names_no_file_is_passed_over(tmp_path, cache, key):
+    base = identity_of(write(tmp_path / "base.gguf")).base
+    (cache / "foreign.json").write_text(json.dumps({"key": key, "base": base}))
+    assert remembered_paths(base) == [tmp_path / "base.gguf"]
 
 
 def test_a_cache_that_can_not_be_written_does_not_matter(tmp_path, monkeypatch):

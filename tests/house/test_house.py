@@ -60,6 +60,9 @@ OPTIONS = {
     "eval": ["MODEL", "DATA", "--lora", "--scale", "--json"],
     "generate": ["MODEL", "PROMPT", "--lora", "--scale", "--max-tokens", "--raw"],
     "tokenize": ["MODEL", "TEXT", "--file", "--no-bos", "--no-parse-special", "--json"],
+    "inspect": ["FILE", "--pairs", "--json"],
+    "render": ["MODEL", "MESSAGES", "--no-generation-prompt", "--json"],
+    "doctor": ["--json"],
 }
 """Every command and option. Others use them in scripts: what is taken away here is broken there."""
 
@@ -98,13 +101,14 @@ def test_each_file_says_what_it_is_and_has_room_for_one_idea(path: Path):
 def test_no_torch_where_a_command_must_start_at_once():
     """One process for all; a file that imports torch at its top fails it."""
     rooms = ("gguf", "arch", "tokenizer", "data", "llamacpp", "config", "events", "errors", "storage", "cli")
+    names_in_run = ("inspection", "rendering", "doctor", "answer", "opening")
     code = (
         "import sys, importlib\n"
         "for name in sys.argv[1:]:\n"
         "    importlib.import_module(name)\n"
         "    assert 'torch' not in sys.modules, name\n"
     )
-    names = ["gguflora", *(f"gguflora.{room}" for room in rooms)]
+    names = ["gguflora", *(f"gguflora.{room}" for room in rooms), *(f"gguflora.run.{name}" for name in names_in_run)]
     done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
 

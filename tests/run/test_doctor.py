@@ -1,0 +1,207 @@
+"""Each thing that can be in the way is told as what it is, with something to do about it, and nothing else is."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from gguflora.errors import UsageError
+from gguflora.llamacpp import library
+from gguflora.run import doctor
+from gguflora.run.doctor import Finding, disk_finding, examine, exit_code, memory_findings, package_finding, satisfies
+from gguflora.run.machine import Memory
+
+GB = 10**9
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "gguflora" / "identity"
+
+
+def finding(name: str) -> Finding:
+    [found] = [each for each in examine() if each.name == name]
+    return found
+
+
+# --- versions ---
+
+
+@pytest.mark.parametrize("version", ["2.10", "2.11", "2.11.0", "2.11.0+cpu", "2.14.9", "2.15", "2.15.1", "3", "2.9.1"])
+@pytest.mark.parametrize("wanted", ["<2.15,>=2.11", ">=2.11", "==2.11", ">=2.11.0", "<2.15", "", ">=2.9.1"])
+def test_a_version_fits_as_packaging_says(version: str, wanted: str):
+    assert satisfies(version, wanted) == (Version(version) in SpecifierSet(wanted))
+
+
+def test_a_package_that_fits_passes_and_another_version_is_a_warning():
+    assert package_finding("numpy>=1.26").state == "pass"
+    other = package_finding("numpy<2,>=1.26")
+    assert other.state == "warn"
+    assert other.fix == "pip install 'numpy<2,>=1.26'"
+
+
+@pytest.mark.parametrize("error", [ImportError("no such"), OSError("libtorch.so: failed to map")])
+def test_a_package_that_can_not_be_imported_has_failed(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def broken(_: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    found = package_finding("torch<2.15,>=2.11")
+    assert (found.name, found.state, found.exit_code) == ("torch", "fail", 2)
+    assert str(error) in found.found
+    assert found.fix == "pip install 'torch<2.15,>=2.11'"
+
+
+def test_the_packages_that_are_looked_for_are_those_of_pyproject():
+    names = {each.name for each in examine()}
+    assert names >= {"python", "torch", "numpy", "tokenizers", "jinja2", "safetensors", "rich", "cyclopts", "gguflora"}
+    assert not names & {"pytest", "gguf", "xllamacpp"}  # extras
+
+
+# --- memory and disk ---
+
+
+@pytest.mark.parametrize(
+    ("available", "state"), [(0, "fail"), (GB, "fail"), (2**30, "warn"), (2 * GB, "warn"), (2 * 2**30, "pass")]
+)
+def test_too_little_memory_has_failed_and_little_is_a_warning(available: int, state: str):
+    found, _ = memory_findings(Memory(16 * GB, available, None, None, None))
+    assert (found.name, found.state) == ("memory", state)
+    assert bool(found.fix) == (state != "pass")
+    assert found.exit_code == 4
+
+
+def test_a_full_container_on_a_large_machine_has_failed():
+    found, _ = memory_findings(Memory(64 * GB, 50 * GB, 4 * GB, 4 * GB, None))
+    assert found.state == "fail"
+    assert "cgroup limit 4.0 GB" in found.found
+
+
+@pytest.mark.parametrize(("limit", "state"), [(None, "pass"), (8 * GB, "pass"), (2 * GB, "warn"), (GB, "fail")])
+def test_a_limit_on_addresses_is_told(limit: int | None, state: str):
+    _, found = memory_findings(Memory(16 * GB, 16 * GB, None, None, limit))
+    assert (found.name, found.state) == ("address space", state)
+    assert bool(found.fix) == (state != "pass")
+
+
+@pytest.mark.parametrize(("free", "state"), [(10 * GB, "pass"), (GB, "warn"), (10**8, "fail"), (0, "fail")])
+def test_a_full_disk_has_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, state: str):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(20 * GB, 0, free))
+    found = disk_finding("disk here", tmp_path / "to" / "come")
+    assert found.state == state
+    assert str(tmp_path) in found.found
+    assert bool(found.fix) == (state != "pass")
+
+
+# --- the cache ---
+
+
+def test_a_cache_that_can_be_written_passes_and_keeps_nothing(own_cache: Path):
+    found = finding("cache")
+    assert (found.state, found.fix) == ("pass", "")
+    assert str(own_cache) in found.found
+    assert list(own_cache.iterdir()) == []
+
+
+def test_a_cache_that_can_not_be_written_is_a_warning(tmp_path: Path, own_cache: Path):
+    (tmp_path / "cache").write_text("a file where a folder should be")
+    found = finding("cache")
+    assert found.state == "warn"
+    assert str(own_cache) in found.found
+    assert "XDG_CACHE_HOME" in found.fix
+
+
+def test_no_home_folder_is_a_warning(monkeypatch: pytest.MonkeyPatch):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    assert finding("cache").state == "warn"
+
+
+# --- llama.cpp ---
+
+
+def test_llamacpp_loads_here():
+    found = finding("llama.cpp")
+    assert found.state == "pass"
+    assert library.PACKAGE_VERSION in found.found
+
+
+@pytest.mark.parametrize(("installed", "words"), [(None, "not installed"), ("2020.1", "2020.1 found")])
+def test_a_missing_extra_is_only_a_warning(monkeypatch: pytest.MonkeyPatch, installed: str | None, words: str):
+    monkeypatch.setattr(library, "installed_version", lambda: installed)
+    found = finding("llama.cpp")
+    assert found.state == "warn"
+    assert words in found.found
+    assert library.PACKAGE_VERSION in found.found
+    assert found.fix == "pip install 'gguflora[llamacpp]'"
+
+
+@pytest.mark.parametrize("error", [OSError("undefined symbol"), UsageError("was built with another layout")])
+def test_an_extra_that_is_there_and_does_not_load_has_failed(monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def broken() -> None:
+        raise error
+
+    monkeypatch.setattr(library, "load", broken)
+    found = finding("llama.cpp")
+    assert (found.state, found.exit_code) == ("fail", 2)
+    assert str(error) in found.found
+
+
+# --- the processor ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"), [("avx2 avx512f amx_bf16", "bfloat16"), ("avx2 avx512_bf16", "bfloat16"), ("avx2", "float32")]
+)
+def test_the_dtype_and_its_reason_are_told(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: str):
+    monkeypatch.setattr("gguflora.kernels.choose.processor_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr("gguflora.kernels.processor_flags", lambda: frozenset(flags.split()))
+    found = finding("processor").found
+    assert found.startswith(flags)
+    assert f"computes in {dtype}: the processor has" in found
+
+
+def test_the_threads_are_those_that_a_run_takes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert finding("threads").found.startswith("1;")
+
+
+# --- the sum ---
+
+
+def failed(code: int) -> Finding:
+    return Finding("x", "fail", "y", "z", exit_code=code)
+
+
+@pytest.mark.parametrize(
+    ("findings", "code"),
+    [
+        ([], 0),
+        ([Finding("x", "pass", "y"), Finding("x", "warn", "y", "z")], 0),
+        ([failed(2)], 2),
+        ([failed(4)], 4),
+        ([failed(4), failed(2), Finding("x", "pass", "y")], 4),
+    ],
+)
+def test_the_exit_code_is_that_of_the_gravest_failure(findings: list[Finding], code: int):
+    assert exit_code(findings) == code
+
+
+def test_whatever_is_not_well_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Usage(GB, GB, 0))
+    monkeypatch.setattr(library, "installed_version", lambda: None)
+    found = list(examine())
+    assert {each.state for each in found} >= {"pass", "warn", "fail"}
+    for each in found:
+        assert bool(each.fix) == (each.state != "pass"), each
