@@ -160,8 +160,8 @@ def test_training_moves_the_pairs_and_nothing_else(
     before, file_before, pairs_before = hashes(model.base), model.gguf.path.read_bytes(), pair_hashes(model.pairs)
     assert len(before) >= len(model.gguf.tensors)
     config = TrainingConfig(warmup_steps=0, max_steps=3, weight_decay=0.1)
-    job = Job(with_pairs(model.base, model.pairs, SCALE), examples(), [], config, 50, method)
-    for _ in train(job, new_state(model.pairs), None, lambda: None):
+    job = Job(with_pairs(model.base, model.pairs, SCALE), examples(), [], config, method.work)
+    for _ in train(job, new_state(model.pairs, 50, method.recompute), None, lambda: None):
         pass
     assert hashes(model.base) == before
     assert model.gguf.path.read_bytes() == file_before

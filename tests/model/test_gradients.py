@@ -79,7 +79,8 @@ def test_after_three_steps_every_row_of_every_pair_has_learned(
     pairs = new_pairs(model.spec.linears(), 5, seed=0)
     state = new_state(pairs)
     config = TrainingConfig(warmup_steps=0, max_steps=3, batch_size=4, epochs=9)
-    job = Job(with_pairs(model.base, pairs, SCALE), examples(), [], config, 50, method)
+    job = Job(with_pairs(model.base, pairs, SCALE), examples(), [], config, method.work)
+    state.micro_batch_tokens, state.recompute = 50, method.recompute
     for _ in train(job, state, None, lambda: None):
         pass
     assert state.step == 3

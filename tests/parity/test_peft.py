@@ -193,8 +193,9 @@ def our_losses(case: Case, method: Method, rate: float) -> list[float]:
     config = TrainingConfig(
         learning_rate=rate, schedule="constant", warmup_steps=0, batch_size=BATCH, max_steps=STEPS, epochs=STEPS
     )
-    job = Job(with_pairs(case.base, pairs, SCALE), case.encoded, [], config, MICRO_BATCH_TOKENS, method)
-    return [event.loss for event in train(job, new_state(pairs), None, lambda: None) if isinstance(event, StepDone)]
+    job = Job(with_pairs(case.base, pairs, SCALE), case.encoded, [], config, method.work)
+    state = new_state(pairs, MICRO_BATCH_TOKENS, method.recompute)
+    return [event.loss for event in train(job, state, None, lambda: None) if isinstance(event, StepDone)]
 
 
 def peft_losses(case: Case, rate: float) -> list[float]:

@@ -23,7 +23,6 @@ from gguflora.train import (
     Checkpoints,
     Job,
     Measured,
-    Method,
     State,
     load_newest_state,
     named_parameters,
@@ -64,7 +63,9 @@ def job_for(model: Tiny, state: State, validation: list[Encoded] | None = None, 
     decoder = with_pairs(model.base, state.pairs, ALPHA / RANK)
     method = settings.pop("method", "explicit")
     rows = settings.pop("examples", TRAIN)
-    return Job(decoder, rows, validation or [], TrainingConfig(**settings), 64, method_named(method))
+    how = method_named(method)
+    state.micro_batch_tokens, state.recompute = 64, how.recompute
+    return Job(decoder, rows, validation or [], TrainingConfig(**settings), how.work)
 
 
 def checkpoints_in(folder: Path) -> Checkpoints:
@@ -228,9 +229,9 @@ def test_each_epoch_trains_every_example_exactly_once_and_keeps_the_short_last_s
     steps: list[list[str]] = []
     pack = loop_module.pack
 
-    def spy(encoded: list[Encoded], room: int) -> Any:
+    def spy(encoded: list[Encoded], room: int, numbers: Any) -> Any:
         steps.append([example.source for example in encoded])
-        return pack(encoded, room)
+        return pack(encoded, room, numbers)
 
     monkeypatch.setattr(loop_module, "pack", spy)
     run(model, epochs=3, batch_size=4)
@@ -388,8 +389,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, at: int, spoil: Callable[[Any, StepLo
     """Let `spoil` change what step number `at` computed."""
     calls = iter(range(1, 1000))
 
-    def spoilt(decoder: Any, micro_batches: Any, method: Method) -> StepLoss:
-        loss = accumulate(decoder, micro_batches, method)
+    def spoilt(decoder: Any, *arguments: Any) -> StepLoss:
+        loss = accumulate(decoder, *arguments)
         return spoil(decoder, loss) if next(calls) == at else loss
 
     monkeypatch.setattr(loop_module, "accumulate", spoilt)
