@@ -259,10 +259,10 @@ def test_killed_after_training_only_the_report_is_made_up_for(
 ):
     """Training is saved as finished before the check in llama.cpp; a kill during that check must not lose it."""
     folder = tmp_path / "run"
-    monkeypatch.setattr("gguflora.run._check_in_llamacpp", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("gguflora.run.training._check_in_llamacpp", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     assert command(*given.arguments(folder)) == 130
     checked: list[Path] = []
-    monkeypatch.setattr("gguflora.run._check_in_llamacpp", lambda _base, adapter, *_: checked.append(adapter) or [])
+    monkeypatch.setattr("gguflora.run.training._check_in_llamacpp", lambda _base, adapter, *_: checked.append(adapter) or [])
     for _ in range(2):
         assert command(*given.arguments(folder, "--resume")) == 0
     assert [adapter.name[:19] for adapter in checked] == ["best_adapter_epoch_"]
