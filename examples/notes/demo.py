@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -75,7 +76,9 @@ def train(model: Path) -> Path:
         shutil.rmtree(OUTPUT)
     command = ["gguflora", "train", str(model), str(HERE / "train.jsonl"), "--output-dir", str(OUTPUT), *OPTIONS]
     print("$", " ".join(command), flush=True)
-    if code := subprocess.run([sys.executable, "-m", *command], check=False).returncode:
+    # The demo has the machine to itself, and there threads that wait actively are faster.
+    environment = {"OMP_WAIT_POLICY": "active"} | os.environ
+    if code := subprocess.run([sys.executable, "-m", *command], env=environment, check=False).returncode:
         sys.exit(code)
     return Path(json.loads((OUTPUT / "run.json").read_text())["result"]["adapter"])
 
