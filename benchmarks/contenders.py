@@ -16,12 +16,12 @@ from torch import Tensor
 from benchmarks.flops import step_flops
 from benchmarks.turns import Answer, peak_bytes, serve
 from benchmarks.workload import CONFIG, RANK, SCALE, Workload, fresh_pairs, open_workload, step_examples
+from gguflora.config import ComputeConfig
 from gguflora.data import Encoded
 from gguflora.events import Event, StepDone
 from gguflora.model import Workspace, load_decoder, with_pairs
-from gguflora.run import MICRO_BATCH_TOKENS
 from gguflora.run.setting import keep_freed_memory, set_threads
-from gguflora.train import Job, Method, new_state, train
+from gguflora.train import Job, new_state, train
 
 Step = Callable[[int], float]
 """Takes a step by its number and gives its loss; number 0 starts anew."""
@@ -70,15 +70,16 @@ def gguflora_step(contender: Contender, workload: Workload) -> Step:
     keep_freed_memory()
     base = workload.base
     decoder = load_decoder(base.gguf, base.spec, getattr(torch, contender.dtype), contender.packed)
-    method = Method(Workspace(MICRO_BATCH_TOKENS), contender.recompute)
+    limit = ComputeConfig().micro_batch_tokens
+    work = Workspace(limit)
     running: Iterator[Event] = iter(())
 
     def take(number: int) -> float:
         nonlocal running
         if number == 0:
             pairs = fresh_pairs(workload)
-            job = Job(with_pairs(decoder, pairs, SCALE), workload.encoded, [], CONFIG, MICRO_BATCH_TOKENS, method)
-            running = train(job, new_state(pairs), None, lambda: None)
+            job = Job(with_pairs(decoder, pairs, SCALE), workload.encoded, [], CONFIG, work)
+            running = train(job, new_state(pairs, limit, contender.recompute), None, lambda: None)
         return next(event.loss for event in running if isinstance(event, StepDone))
 
     return take

@@ -26,7 +26,7 @@ from gguflora.storage import write_bytes
 
 State = Literal["pass", "warn", "fail"]
 
-# The smallest models train in about 1.1 GB; at full speed SmolLM2 takes about 1.5 GB (docs/log.md).
+# The smallest models train in about 1.1 GB: a judgement, not a limit.
 LEAST_MEMORY, GOOD_MEMORY = 2**30, 2 * 2**30
 # An adapter of rank 16 for a model of 135M parameters and the state to resume from take about 80 MB, twice while one
 # replaces the other.
