@@ -99,7 +99,7 @@ def test_no_torch_where_a_command_must_start_at_once():
     assert done.returncode == 0, done.stderr
 
 
-# In `tokenizer.ggml.model` llama means SentencePiece, in `tokenizer.ggml.pre` qwen2 a pattern, whatever the architecture.
+# In `tokenizer.ggml.model` llama is SentencePiece, and in `tokenizer.ggml.pre` qwen2 a pattern.
 KINDS_OF_TOKENIZER = {"llama", "qwen2"}
 
 
