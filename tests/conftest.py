@@ -1,12 +1,40 @@
-"""Fixtures that every room's tests share: the real models, found where their packages put them."""
+"""Fixtures that several rooms' tests share: ways to train, and the real models, found where their packages put them."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from gguflora.arch.architectures import ARCHITECTURES
+from gguflora.train import Method
+from tests.tiny_training import METHODS, PATCHED, PATCHWORK, method_named
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny matrices: a second thread would only wait, on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    """Each way to compute a step's gradients, in turn."""
+    return method_named(request.param)
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The numbers of a tiny model with all options of all architectures, whose row is known while the test runs."""
+    monkeypatch.setitem(ARCHITECTURES, PATCHWORK.name, PATCHWORK)
+    return PATCHED
 
 
 @pytest.fixture(scope="session")

@@ -115,7 +115,7 @@ def _turned(
     x = raw
     if weight is not None:
         tokens, heads, size = raw.shape
-        r = work.take(name + "_r", (tokens * heads, 1), row.cos.dtype)
+        r = work.take(name + "_r", (tokens, heads), row.cos.dtype).view(-1, 1)
         flat = raw.to(row.cos.dtype).reshape(-1, size)
         x = torch.empty(raw.shape, dtype=raw.dtype)
         norm.forward(flat, weight, epsilon, x.view(-1, size), r)

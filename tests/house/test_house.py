@@ -99,7 +99,8 @@ def test_no_torch_where_a_command_must_start_at_once():
     assert done.returncode == 0, done.stderr
 
 
-KINDS_OF_TOKENIZER = {"llama"}  # in `tokenizer.ggml.model` it means SentencePiece, whatever the architecture
+# In `tokenizer.ggml.model` llama is SentencePiece, and in `tokenizer.ggml.pre` qwen2 a pattern.
+KINDS_OF_TOKENIZER = {"llama", "qwen2"}
 
 
 def strings(path: Path) -> Iterator[ast.Constant]:

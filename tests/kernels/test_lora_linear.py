@@ -1,18 +1,31 @@
-"""A linear layer with a pair is one with the merged matrix W + scale B A: the same values, the same gradients."""
+"""A linear layer with a pair is one with the merged matrix W + scale B A: the same values, the same gradients.
+
+And layers that share an input are, in the explicit version, one product over stacked matrices.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from gguflora.kernels.lora_linear import explicit
+from gguflora.kernels.lora_linear.explicit import StackedPairs
 from gguflora.kernels.lora_linear.reference import lora_linear
-from tests.kernels.random_inputs import normal, seeded, strided
-from tests.numerics import assert_close
+from tests.kernels.explicit_pair import Backward, blank, differentiable
+from tests.kernels.random_inputs import normal, seeded, strided, widened
+from tests.numerics import assert_as_exact, assert_close
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 T, IN, OUT, RANK, SCALE = 7, 11, 13, 5, 2.5  # no two sizes equal, scale not 1: a wrong transpose or scale shows
 ROUNDING = 1e-13  # float64 rounds at 1e-16; three products of a dozen terms
+
+
+# --- one layer ---
 
 
 def inputs(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -44,6 +57,14 @@ def test_without_a_pair_it_is_the_base() -> None:
     assert_close(lora_linear(x, weight, bias, None, SCALE), x @ weight.T + bias, ROUNDING)
 
 
+def test_a_mask_is_on_what_the_pair_reads_alone() -> None:
+    """The base reads x, the pair x times the mask: by the definition of LoRA's dropout."""
+    x, weight, bias, lora_a, lora_b = inputs(seeded(6))
+    mask = torch.rand(T, IN, generator=seeded(7), dtype=torch.float64).round() * 2
+    y = lora_linear(x, weight, bias, (lora_a, lora_b), SCALE, mask)
+    assert_close(y, x @ weight.T + bias + SCALE * (x * mask) @ lora_a.T @ lora_b.T, ROUNDING)
+
+
 def test_its_gradients_are_right() -> None:
     x, weight, bias, lora_a, lora_b = inputs(seeded(3))
     assert gradcheck(lambda x, a, b: lora_linear(x, weight, bias, (a, b), SCALE), [x, lora_a, lora_b])
@@ -63,3 +84,147 @@ def test_a_float32_pair_gets_float32_gradients_in_a_bfloat16_layer() -> None:
     assert y.dtype is torch.bfloat16
     for gradient in torch.autograd.grad(y.float().square().sum(), pair):
         assert gradient.dtype is torch.float32
+
+
+# --- layers that share an input, stacked ---
+
+OUTS, RANKS = (13, 6, 8), (5, 0, 3)  # q, k and v, say; the second one has no pair
+PAIRS = pytest.mark.parametrize("with_pairs", [False, True], ids=["base", "pairs"])
+BIAS = pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+MASK = pytest.mark.parametrize("with_mask", [False, True], ids=["", "mask"])
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the layers have of their own; `halves` are lora_a, lora_b of each pair, without the missing one's."""
+
+    weights: list[Tensor]
+    biases: list[Tensor] | None
+    mask: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> Layers:
+        """The same values in another dtype."""
+        return Layers(
+            [weight.to(dtype) for weight in self.weights],
+            None if self.biases is None else [bias.to(dtype) for bias in self.biases],
+            None if self.mask is None else self.mask.to(dtype),
+        )
+
+
+def layers(tokens: int, width: int, with_bias: bool, with_mask: bool, dtype: torch.dtype) -> Layers:
+    generator = seeded(10)
+    weights = [normal(generator, out, width, deviation=width**-0.5).detach() for out in OUTS]
+    biases = [normal(generator, out).detach() for out in OUTS]
+    mask = (torch.rand(tokens, width, generator=generator, dtype=torch.float64) > 0.25) / 0.75
+    return Layers(weights, biases if with_bias else None, mask if with_mask else None).to(dtype)
+
+
+def leaves(tokens: int, width: int, with_pairs: bool, dtype: torch.dtype) -> list[Tensor]:
+    """x, and each pair's lora_a and lora_b, which are float32 at least."""
+    generator, wide = seeded(11), torch.promote_types(dtype, torch.float32)
+    x = normal(generator, tokens, width, dtype=dtype)
+    halves = []
+    for out, rank in zip(OUTS, RANKS, strict=True):
+        if with_pairs and rank:
+            halves.append(normal(generator, rank, width, dtype=wide, deviation=width**-0.5))
+            halves.append(normal(generator, out, rank, dtype=wide, deviation=0.3))
+    return [x, *halves]
+
+
+def each_by_itself(given: Layers, x: Tensor, *halves: Tensor) -> Tensor:
+    """The reference, layer by layer: (T, sum of OUTS)."""
+    rest = list(halves)
+    results = []
+    for index, (weight, rank) in enumerate(zip(given.weights, RANKS, strict=True)):
+        bias = given.biases[index] if given.biases else None
+        pair = (rest.pop(0), rest.pop(0)) if rest and rank else None
+        results.append(lora_linear(x, weight, bias, pair, SCALE, given.mask))
+    return torch.cat(results, 1)
+
+
+def stacked(given: Layers, x: Tensor, *halves: Tensor) -> Tensor:
+    """The explicit version of the same; A and B are stacked as its description says."""
+
+    def forward(x: Tensor, *halves: Tensor) -> tuple[Tensor, Backward]:
+        pairs = None
+        if halves:
+            b = torch.block_diag(halves[1], torch.zeros(OUTS[1], 0, dtype=x.dtype), halves[3])
+            pairs = StackedPairs(torch.cat([halves[0], halves[2]]).to(x.dtype), b.to(x.dtype), SCALE)
+        weight = torch.cat(given.weights)
+        y = blank(len(x), sum(OUTS), dtype=x.dtype)
+        c = blank(len(x), sum(RANKS), dtype=x.dtype) if pairs else None
+        explicit.forward(x, weight, torch.cat(given.biases) if given.biases else None, pairs, y, c, given.mask)
+
+        def backward(dy: Tensor) -> tuple[Tensor, ...]:
+            dx = blank(*x.shape, dtype=x.dtype)
+            gradients = explicit.backward(dy, x, c, weight, pairs, dx, given.mask)
+            if gradients is None:
+                return (dx,)
+            da, db = gradients
+            first, last = (slice(0, OUTS[0]), slice(0, RANKS[0])), (slice(-OUTS[2], None), slice(-RANKS[2], None))
+            parts = (da[first[1]], db[first], da[last[1]], db[last])
+            return dx, *(part.to(half.dtype) for part, half in zip(parts, halves, strict=True))
+
+        return y, backward
+
+    return differentiable(forward, x, *halves)
+
+
+def values_and_gradients(version: object, given: Layers, moved: list[Tensor], objective: Tensor) -> list[Tensor]:
+    assert callable(version)
+    y = version(given, *moved)
+    return [y, *torch.autograd.grad((y * objective.to(y.dtype)).sum(), moved)]
+
+
+NAMES = ("y", "dx", "dA 0", "dB 0", "dA 2", "dB 2")
+
+
+@PAIRS
+@BIAS
+@MASK
+def test_stacked_layers_give_what_each_gives_by_itself(with_pairs: bool, with_bias: bool, with_mask: bool) -> None:
+    dtype = torch.float64
+    given, moved = layers(T, IN, with_bias, with_mask, dtype), leaves(T, IN, with_pairs, dtype)
+    objective = normal(seeded(12), T, sum(OUTS)).detach()
+    sides = (values_and_gradients(version, given, moved, objective) for version in (stacked, each_by_itself))
+    for name, ours, theirs in zip(NAMES, *sides, strict=False):
+        assert_close(ours, theirs, ROUNDING, name)
+
+
+@PAIRS
+@MASK
+def test_the_gradients_of_stacked_layers_are_right(with_pairs: bool, with_mask: bool) -> None:
+    given, moved = layers(3, 4, True, with_mask, torch.float64), leaves(3, 4, with_pairs, torch.float64)
+    assert gradcheck(lambda *moved: stacked(given, *moved), moved)
+
+
+@PAIRS
+@MASK
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stacked_layers_err_at_most_twice_as_much_as_plain_pytorch(
+    with_pairs: bool, with_mask: bool, dtype: torch.dtype
+) -> None:
+    tokens, width = 80, 48
+    given, moved = layers(tokens, width, True, with_mask, dtype), leaves(tokens, width, with_pairs, dtype)
+    objective = normal(seeded(12), tokens, sum(OUTS), dtype=dtype).detach()
+    sides = (
+        values_and_gradients(stacked, given, moved, objective),
+        values_and_gradients(each_by_itself, given, moved, objective),
+        values_and_gradients(each_by_itself, given.to(torch.float64), widened(*moved), objective),
+    )
+    for name, fast, plain, exact in zip(NAMES, *sides, strict=False):
+        print(f"{name} {dtype}: {assert_as_exact(fast, plain, exact, name):.2f} times plain PyTorch's error")
+
+
+@MASK
+def test_who_wants_no_gradient_of_x_gets_the_pairs_all_the_same(with_mask: bool) -> None:
+    given, (x, lora_a, lora_b, *_) = layers(T, IN, False, with_mask, torch.float64), leaves(T, IN, True, torch.float64)
+    weight, dy = given.weights[0], normal(seeded(13), T, OUTS[0]).detach()
+    pairs = StackedPairs(lora_a.detach(), lora_b.detach(), SCALE)
+    y, c = blank(T, OUTS[0], dtype=x.dtype), blank(T, RANKS[0], dtype=x.dtype)
+    explicit.forward(x.detach(), weight, None, pairs, y, c, given.mask)
+    dx = blank(T, IN, dtype=x.dtype)
+    sides = [explicit.backward(dy, x.detach(), c, weight, pairs, out, given.mask) for out in (dx, None)]
+    assert sides[0]
+    assert sides[1]
+    assert all(torch.equal(one, other) for one, other in zip(*sides, strict=True))

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from gguflora.arch import LinearSpec, resolve_targets
-from gguflora.kernels import CPU
 from gguflora.model import from_adapter, logits, new_pairs, to_adapter, with_pairs
 from tests.numerics import finite
 from tests.tiny_training import EVERYTHING, SCALE, full_adapter, tiny
@@ -90,7 +89,7 @@ def test_another_target_changes_no_other_pair(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_before_the_first_step_the_model_is_its_base_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
-    model = tiny(tmp_path, dtype, CPU, **EVERYTHING)
+    model = tiny(tmp_path, dtype, **EVERYTHING)
     fresh = with_pairs(model.base, new_pairs(model.spec.linears(), 5, seed=0), SCALE)
     row = (torch.arange(40) * 7 % 300, torch.arange(40), [0, 40])
     with torch.no_grad():

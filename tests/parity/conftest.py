@@ -13,7 +13,6 @@ import torch
 from gguflora import DataConfig, LoraConfig, LoraTrainer, TrainingConfig, load_jsonl
 from gguflora.data import Encoded, Example, prepare
 from gguflora.gguf import GgufFile, Tensor, ValueType, f32, write_gguf
-from gguflora.kernels import CPU
 from gguflora.llamacpp import LlamaModel
 from gguflora.model import Decoder, load_decoder
 from gguflora.run.opening import Base, open_base
@@ -30,7 +29,7 @@ def smollm2(smollm2_path: Path) -> Base:
 @pytest.fixture(scope="session")
 def decoder(smollm2: Base) -> Decoder:
     """SmolLM2 from its quantised file, computed in float32."""
-    return load_decoder(smollm2.gguf, smollm2.spec, torch.float32, CPU)
+    return load_decoder(smollm2.gguf, smollm2.spec, torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,14 @@ from gguflora.data.example import Conversation
 from gguflora.gguf import Adapter, read_adapter, write_adapter
 from gguflora.llamacpp import LlamaModel
 from gguflora.llamacpp.server import LlamaServer
-from gguflora.model import Decoder, from_adapter, hidden_states, with_pairs
+from gguflora.model import Decoder, from_adapter, hidden_states, load_decoder, with_pairs
 from gguflora.run.opening import Base
 from gguflora.run.verify import Agreement, compare
 from gguflora.train.evaluate import token_nll
+from gguflora.train.step import packed_row
 from tests.numerics import LARGEST_BOUND, Floats, alike, assert_same_graph, finite, logit_gap
 from tests.tiny import random_adapter
+from tests.tiny_training import computed, full_adapter, method_named, random_pairs, take_gradients
 
 SHORT, LONG = 100, 600  # tokens; llama.cpp computes 512 at once, so LONG takes it two
 SEED = 0
@@ -49,7 +51,7 @@ def ours(decoder: Decoder, tokens: Tokens, last: int | None = None) -> Floats:
     rows = torch.from_numpy(tokens.astype(np.int64))
     with torch.no_grad():
         hidden = hidden_states(decoder, rows, torch.arange(len(rows)), [0, len(rows)])
-        return finite(decoder.output(hidden[-(last or len(rows)) :], decoder.kernels))
+        return finite(decoder.output(hidden[-(last or len(rows)) :]))
 
 
 def adapted(decoder: Decoder, path: Path, scale: float = 1.0) -> Decoder:
@@ -137,11 +139,13 @@ def test_a_pair_alone_moves_llama_cpps_logits_as_it_moves_ours(
     assert abs(ratio - 1) < 0.01
 
 
+@pytest.mark.parametrize("name", ["reference", "explicit"])
 def test_what_training_calls_the_loss_is_llama_cpps_nll(
     decoder: Decoder,
     dequantised_llama: LlamaModel,
     encoded_notes: dict[str, tuple[Encoded, ...]],
     trained_adapter: Path,
+    name: str,
 ) -> None:
     """Token by token: packed rows, labels and all, against llama.cpp reading each note alone."""
     chosen = encoded_notes["test_seen"][:4]
@@ -150,11 +154,26 @@ def test_what_training_calls_the_loss_is_llama_cpps_nll(
     dequantised_llama.set_lora_adapter(handle)
     theirs = np.concatenate([dequantised_llama.nll(example.tokens, example.labels) for example in chosen])
     dequantised_llama.free_lora_adapter(handle)
-    mine = finite(token_nll(adapted(decoder, trained_adapter), row))
+    mine = finite(token_nll(adapted(decoder, trained_adapter), row, method_named(name)))
     print(f"{len(mine)} tokens, nll {mine.mean():.6f}, largest difference {np.abs(mine - theirs).max():.1e}")
     # What the logits may differ by, 1e-4 of their deviation of 6, moves an nll by twice that at most.
     assert mine.shape == theirs.shape
     assert np.abs(mine - theirs).max() <= 2 * LARGEST_BOUND * 6
+
+
+def test_packed_weights_train_to_the_bit_as_resident_ones(
+    smollm2: Base, decoder: Decoder, encoded_notes: dict[str, tuple[Encoded, ...]]
+) -> None:
+    """The real file's blocks of Q4_1: loss and every gradient of one note, with a pair on each matrix."""
+    row = packed_row(pack(encoded_notes["test_seen"][:1], 1000)[0])
+    pairs = random_pairs(full_adapter(smollm2.gguf), torch.float32)
+    sides = []
+    for base in (decoder, load_decoder(smollm2.gguf, smollm2.spec, torch.float32, packed=True)):
+        loss, nll = computed(with_pairs(base, pairs, SCALE), row, method_named("explicit"))
+        sides.append({"loss": torch.tensor(loss), "nll": nll} | take_gradients(pairs))
+    resident, packed = sides
+    assert len(resident) == 2 + 2 * 210
+    assert all(torch.equal(value, packed[name]) for name, value in resident.items())
 
 
 # --- the quantised file, whose activations llama.cpp rounds to 8 bits ---

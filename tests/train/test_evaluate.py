@@ -7,47 +7,46 @@ import pytest
 import torch
 
 from gguflora.data import pack
-from gguflora.kernels import CPU
 from gguflora.llamacpp import LlamaModel
-from gguflora.train import evaluate, named_parameters
+from gguflora.train import Method, evaluate, named_parameters
 from gguflora.train.evaluate import token_nll
 from tests.tiny_training import Tiny, examples, tiny
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny(tmp_path_factory.mktemp("model"), torch.float32, CPU)
+    return tiny(tmp_path_factory.mktemp("model"), torch.float32)
 
 
-def test_it_is_llamacpps_mean_over_tokens_and_not_over_examples(model: Tiny):
+def test_it_is_llamacpps_mean_over_tokens_and_not_over_examples(model: Tiny, method: Method):
     """1e-5: what exact graphs differ by in float32. Lengths and weights are uneven, and neither counts."""
     encoded = examples()
     with LlamaModel(model.gguf.path, exact=True, threads=1) as llama:
         nll = [llama.nll(example.tokens, example.labels) for example in encoded]
     expected = np.concatenate(nll).mean()
     assert abs(expected - np.mean([losses.mean() for losses in nll])) > 0.01
-    measured = evaluate(model.base, encoded, 1000)
+    measured = evaluate(model.base, encoded, 1000, method)
     assert measured.nll == pytest.approx(expected, abs=1e-5)
     assert measured.tokens == sum(map(len, nll))
 
 
 @pytest.mark.parametrize("room", [1, 30, 50, 10_000])
-def test_packing_changes_nothing_but_rounding(model: Tiny, room: int):
-    whole = evaluate(model.decoder, examples(), 64)
-    packed = evaluate(model.decoder, examples(), room)
+def test_packing_changes_nothing_but_rounding(model: Tiny, method: Method, room: int):
+    whole = evaluate(model.decoder, examples(), 64, method)
+    packed = evaluate(model.decoder, examples(), room, method)
     assert packed.nll == pytest.approx(whole.nll, abs=1e-5)
     assert packed.tokens == whole.tokens
 
 
-def test_measuring_twice_gives_the_same_bits(model: Tiny):
-    assert evaluate(model.decoder, examples(), 64) == evaluate(model.decoder, examples(), 64)
+def test_measuring_twice_gives_the_same_bits(model: Tiny, method: Method):
+    assert evaluate(model.decoder, examples(), 64, method) == evaluate(model.decoder, examples(), 64, method)
 
 
-def test_no_gradient_is_left(model: Tiny):
-    evaluate(model.decoder, examples(), 64)
+def test_no_gradient_is_left(model: Tiny, method: Method):
+    evaluate(model.decoder, examples(), 64, method)
     assert all(parameter.grad is None for _, parameter in named_parameters(model.pairs))
 
 
-def test_the_losses_of_a_row_are_those_of_its_trained_tokens(model: Tiny):
+def test_the_losses_of_a_row_are_those_of_its_trained_tokens(model: Tiny, method: Method):
     [row] = pack(examples(), 1000)
-    assert token_nll(model.decoder, row).shape == (int((row.labels >= 0).sum()),)
+    assert token_nll(model.decoder, row, method).shape == (int((row.labels >= 0).sum()),)

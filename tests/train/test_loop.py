@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,24 @@ from gguflora.data import Encoded
 from gguflora.errors import NumericError
 from gguflora.events import EpochDone, Evaluated, Event, Finished, Saved, StepDone
 from gguflora.gguf import Identity, read_adapter
-from gguflora.kernels import CPU
 from gguflora.llamacpp import LlamaModel
 from gguflora.model import new_pairs, with_pairs
-from gguflora.train import Checkpoints, Job, Measured, State, load_newest_state, named_parameters, new_state, train
+from gguflora.train import (
+    Checkpoints,
+    Job,
+    Measured,
+    Method,
+    State,
+    load_newest_state,
+    named_parameters,
+    new_state,
+    train,
+)
 from gguflora.train import loop as loop_module
 from gguflora.train.step import StepLoss, accumulate
-from tests.tiny_training import Tiny, examples, tiny
+from tests.tiny_training import METHODS, Tiny, examples, method_named, tiny
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALPHA, RANK = 8.0, 4
 BASE = Identity("a" * 64, "b" * 64, "c" * 64)
@@ -37,15 +48,7 @@ VALIDATION = examples((9, 13, 4), (1.0, 5.0, 0.1), seed=7)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return tiny(tmp_path_factory.mktemp("model"), torch.float32, CPU)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    return tiny(tmp_path_factory.mktemp("model"), torch.float32)
 
 
 def never() -> str | None:
@@ -59,7 +62,9 @@ def fresh(model: Tiny, seed: int = 0) -> State:
 def job_for(model: Tiny, state: State, validation: list[Encoded] | None = None, **settings: Any) -> Job:
     settings = {"learning_rate": 1e-3, "epochs": 1} | settings
     decoder = with_pairs(model.base, state.pairs, ALPHA / RANK)
-    return Job(decoder, settings.pop("examples", TRAIN), validation or [], TrainingConfig(**settings), 64)
+    method = settings.pop("method", "explicit")
+    rows = settings.pop("examples", TRAIN)
+    return Job(decoder, rows, validation or [], TrainingConfig(**settings), 64, method_named(method))
 
 
 def checkpoints_in(folder: Path) -> Checkpoints:
@@ -324,12 +329,20 @@ def test_the_summary_adds_up(model: Tiny, tmp_path: Path):
 # --- the same bits ---
 
 
-def test_the_same_run_twice_is_the_same_to_the_bit(model: Tiny):
-    (first, events), (second, again) = (run(model, validation=VALIDATION, epochs=2) for _ in range(2))
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_run_twice_is_the_same_to_the_bit(model: Tiny, method: str):
+    (first, events), (second, again) = (run(model, validation=VALIDATION, epochs=2, method=method) for _ in range(2))
     assert bits(first) == bits(second)
     assert [event.loss for event in of(StepDone, events)] == [event.loss for event in of(StepDone, again)]
-    other_order, _ = run(model, validation=VALIDATION, epochs=2, seed=1)  # the control: another seed is another run
+    other_order, _ = run(
+        model, validation=VALIDATION, epochs=2, seed=1, method=method
+    )  # the control: another seed is another run
     assert bits(first) != bits(other_order)
+
+
+def test_recomputing_changes_no_bit_of_a_run(model: Tiny):
+    stored, recomputed = (run(model, epochs=2, method=method)[0] for method in ("explicit", "recompute"))
+    assert bits(stored) == bits(recomputed)
 
 
 def test_measuring_in_between_changes_nothing_that_is_learned(model: Tiny):
@@ -375,8 +388,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, at: int, spoil: Callable[[Any, StepLo
     """Let `spoil` change what step number `at` computed."""
     calls = iter(range(1, 1000))
 
-    def spoilt(decoder: Any, micro_batches: Any) -> StepLoss:
-        loss = accumulate(decoder, micro_batches)
+    def spoilt(decoder: Any, micro_batches: Any, method: Method) -> StepLoss:
+        loss = accumulate(decoder, micro_batches, method)
         return spoil(decoder, loss) if next(calls) == at else loss
 
     monkeypatch.setattr(loop_module, "accumulate", spoilt)

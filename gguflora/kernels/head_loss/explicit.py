@@ -22,7 +22,7 @@ CHUNK = 256  # rows; 50 MB of float32 logits at a vocabulary of 49k, 268 MB at 2
 
 @dataclass(frozen=True)
 class HeadGradients:
-    """dx (n, D), and dA (r, D), dB (V, r) where the head has a pair."""
+    """dx (n, D), and dA (r, D), dB (V, r) where the head has a pair: those, sums over chunks, in float32 at least."""
 
     dx: Tensor
     da: Tensor | None
@@ -64,8 +64,9 @@ def forward_backward(
             dy *= slope
         gradients = linear.backward(dy.to(x.dtype), x[rows], c, weight, pairs, dx[rows], part)
         if gradients:
-            da = gradients[0] if da is None else da + gradients[0]
-            db = gradients[1] if db is None else db + gradients[1]
+            da_part, db_part = (gradient.to(lse.dtype) for gradient in gradients)
+            da = da_part if da is None else da.add_(da_part)
+            db = db_part if db is None else db.add_(db_part)
     return torch.cat(parts), HeadGradients(dx, da, db)
 
 
