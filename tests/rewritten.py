@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import gguf
 import numpy as np
 import numpy.typing as npt
 
-from gguflora.gguf import GgufFile, Tensor, f32, open_gguf, write_gguf
+from gguflora.gguf import GgufFile, Tensor, ValueType, f32, open_gguf, write_gguf
 from gguflora.gguf.writer import Value
 
 
@@ -45,3 +46,16 @@ def rewritten(
         [tensor for tensor in arrays.values() if tensor is not None],
     )
     return open_gguf(path)
+
+
+def write_dequantised(source: GgufFile, path: Path) -> None:
+    """Write `source` with every tensor in F32, its numbers made by gguf-py, and the same metadata."""
+    all_f32 = 0  # llama.h, LLAMA_FTYPE_ALL_F32
+    metadata = metadata_of(source) | {"general.file_type": (ValueType.UINT32, all_f32)}
+    write_gguf(path, metadata, [_dequantised(source, name) for name in source.tensors])
+
+
+def _dequantised(source: GgufFile, name: str) -> Tensor:
+    info = source.tensors[name]
+    rows = source.raw(name).reshape(int(np.prod(info.shape[:-1])), -1)
+    return f32(name, gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(int(info.type))).reshape(info.shape))

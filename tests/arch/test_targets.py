@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gguflora.arch import ModelSpec, model_spec, resolve_targets
+from gguflora.arch.architectures import Effect
 from gguflora.arch.targets import OTHER_NAMES
 from gguflora.errors import ModelError, UsageError
 from gguflora.gguf import open_gguf
@@ -100,11 +101,15 @@ def test_what_llama_cpp_ignores_is_refused(tmp_path: Path, architecture: str, gi
         (None, "was never tried"),
     ],
 )
-def test_a_linear_layer_that_llama_cpp_does_not_adapt_is_no_target(tmp_path: Path, effect: str, said: str) -> None:
+def test_a_linear_layer_that_llama_cpp_does_not_adapt_is_no_target(
+    tmp_path: Path, effect: Effect | None, said: str
+) -> None:
     """As of DeepSeek's attn_q. It is refused by name, and all-linear is the others; so is one that nobody tried."""
     spec = spec_of(tmp_path)
     pairs = {stem: value for stem, value in spec.pairs.items() if stem != "attn_q"}
-    limited = replace(spec, pairs=pairs | ({"attn_q": effect} if effect else {}))
+    if effect:
+        pairs["attn_q"] = effect
+    limited = replace(spec, pairs=pairs)
     for given in ("attn_q", "q_proj", "blk.2.attn_q.weight"):
         with pytest.raises(ModelError, match=said):
             names(limited, "attn_v", given)

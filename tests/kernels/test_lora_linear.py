@@ -5,6 +5,7 @@ And layers that share an input are, in the explicit version, one product over st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -217,14 +218,22 @@ def test_stacked_layers_err_at_most_twice_as_much_as_plain_pytorch(
 
 
 @MASK
-def test_who_wants_no_gradient_of_x_gets_the_pairs_all_the_same(with_mask: bool) -> None:
-    given, (x, lora_a, lora_b, *_) = layers(T, IN, False, with_mask, torch.float64), leaves(T, IN, True, torch.float64)
-    weight, dy = given.weights[0], normal(seeded(13), T, OUTS[0]).detach()
-    pairs = StackedPairs(lora_a.detach(), lora_b.detach(), SCALE)
-    y, c = blank(T, OUTS[0], dtype=x.dtype), blank(T, RANKS[0], dtype=x.dtype)
-    explicit.forward(x.detach(), weight, None, pairs, y, c, given.mask)
-    dx = blank(T, IN, dtype=x.dtype)
-    sides = [explicit.backward(dy, x.detach(), c, weight, pairs, out, given.mask) for out in (dx, None)]
-    assert sides[0]
-    assert sides[1]
-    assert all(torch.equal(one, other) for one, other in zip(*sides, strict=True))
+@BIAS
+@pytest.mark.parametrize("version", [each_by_itself, stacked])
+def test_bfloat16_keeps_what_a_young_pair_adds(
+    version: Callable[..., Tensor], with_bias: bool, with_mask: bool
+) -> None:
+    """A pair after its first update adds less than half a unit in y's last place: on the average all of it must arrive.
+
+    Rounding a sum once is right on the average; rounding x W^T first and adding the pair's product to that gives x W^T
+    back, and nothing of the pair.
+    """
+    given, (x, *halves) = layers(400, 64, with_bias, with_mask, torch.bfloat16), leaves(400, 64, True, torch.bfloat16)
+    small = [half.detach() * (1e-3 if index % 2 else 1) for index, half in enumerate(halves)]
+    zero = [half * (0 if index % 2 else 1) for index, half in enumerate(small)]
+    wide, exact = given.to(torch.float64), [tensor.detach().double() for tensor in (x, *small)]
+    with torch.no_grad():
+        expected = each_by_itself(wide, *exact) - each_by_itself(wide, *widened(x, *zero))
+        added = version(given, x, *small).double() - version(given, x, *zero).double()
+        arrived = float((added * expected).sum() / expected.square().sum())
+    assert abs(arrived - 1) < 0.15, f"{arrived:.2f} of the pair's product arrived"  # the noise of 10,800 roundings

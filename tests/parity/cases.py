@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.functional import gelu
 
 from gguflora.arch import ModelSpec, model_spec
 from gguflora.gguf import GgufFile, open_gguf, read_adapter, write_adapter
@@ -71,3 +72,14 @@ def ours(decoder: Decoder, tokens: Tokens = TOKENS) -> Floats:
     """Logits of `tokens` as one document."""
     with torch.no_grad():
         return finite(logits(decoder, torch.from_numpy(tokens), torch.arange(len(tokens)), [0, len(tokens)]))
+
+
+def tabled_gelu(gate: torch.Tensor, up: torch.Tensor, _activation: str) -> torch.Tensor:
+    """The gated activation as llama.cpp's processor code computes it, GELU read from a table of 16-bit numbers.
+
+    Source: ggml_vec_gelu_f32, ggml/src/ggml-cpu/vec.h:1001. Our own is the formula, so this is for finding out how much
+    of a difference is the table's. Not all of it goes: a gate beside the border of two 16-bit numbers takes the other
+    entry for a difference of float32 rounding.
+    """
+    entry = gelu(gate.half().float(), approximate="tanh").half().float()
+    return torch.where(gate <= -10, 0.0, torch.where(gate >= 10, gate, entry)) * up

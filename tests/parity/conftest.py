@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import gguf
-import numpy as np
 import pytest
 import torch
 
 from gguflora import DataConfig, LoraConfig, LoraTrainer, TrainingConfig, load_jsonl
 from gguflora.data import Encoded, Example, prepare
-from gguflora.gguf import GgufFile, Tensor, ValueType, f32, write_gguf
 from gguflora.llamacpp import LlamaModel
 from gguflora.model import Decoder, load_decoder
 from gguflora.run.opening import Base, open_base
+from tests.rewritten import write_dequantised
 
 NOTES = Path(__file__).parents[2] / "examples" / "notes"
 MAX_LENGTH = 512
@@ -46,26 +44,6 @@ def dequantised_llama(smollm2: Base, tmp_path_factory: pytest.TempPathFactory) -
     with LlamaModel(path, exact=True) as model:
         path.unlink()  # 540 MB; the mapped file stays readable
         yield model
-
-
-def write_dequantised(source: GgufFile, path: Path) -> None:
-    """Write `source` with every tensor in F32 and the same metadata."""
-    all_f32 = 0  # llama.h, LLAMA_FTYPE_ALL_F32
-    metadata = {key: (_type(source, key), source.metadata[key]) for key in source.metadata}
-    metadata["general.file_type"] = (ValueType.UINT32, all_f32)
-    write_gguf(path, metadata, [_dequantised(source, name) for name in source.tensors])
-
-
-def _type(source: GgufFile, key: str) -> ValueType:
-    kind = source.metadata.value_type(key)
-    assert kind is not None
-    return kind
-
-
-def _dequantised(source: GgufFile, name: str) -> Tensor:
-    info = source.tensors[name]
-    rows = source.raw(name).reshape(int(np.prod(info.shape[:-1])), -1)
-    return f32(name, gguf.quants.dequantize(rows, gguf.GGMLQuantizationType(int(info.type))).reshape(info.shape))
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ def test_a_window_that_no_layer_has_is_refused_since_llama_cpp_ends_the_process(
         model_spec(file)
     code = "import sys; from gguflora.llamacpp import LlamaModel; LlamaModel(sys.argv[1], exact=True).logits([1, 2])"
     environment = os.environ | {"GGML_NO_BACKTRACE": "1"}
-    run = [sys.executable, "-c", code, file.path]
+    run = [sys.executable, "-c", code, str(file.path)]
     assert subprocess.run(run, env=environment, capture_output=True, check=False).returncode == -signal.SIGABRT
 
 

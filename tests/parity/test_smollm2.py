@@ -19,15 +19,13 @@ from gguflora.gguf import Adapter, read_adapter, write_adapter
 from gguflora.llamacpp import LlamaModel
 from gguflora.llamacpp.server import LlamaServer
 from gguflora.model import Decoder, from_adapter, hidden_states, load_decoder, with_pairs
-from gguflora.model.decoder import Layer
-from gguflora.model.linear import Linear
 from gguflora.run.opening import Base
 from gguflora.run.verify import Agreement, compare
 from gguflora.train.evaluate import token_nll
 from gguflora.train.step import packed_row
 from tests.numerics import LARGEST_BOUND, Floats, alike, assert_same_graph, finite, logit_gap
 from tests.tiny import random_adapter
-from tests.tiny_training import computed, method_named, take_gradients
+from tests.tiny_training import computed, full_adapter, method_named, random_pairs, take_gradients
 
 SHORT, LONG = 100, 600  # tokens; llama.cpp computes 512 at once, so LONG takes it two
 SEED = 0
@@ -164,25 +162,18 @@ def test_what_training_calls_the_loss_is_llama_cpps_nll(
 
 
 def test_packed_weights_train_to_the_bit_as_resident_ones(
-    smollm2: Base, decoder: Decoder, encoded_notes: dict[str, tuple[Encoded, ...]], trained_adapter: Path
+    smollm2: Base, decoder: Decoder, encoded_notes: dict[str, tuple[Encoded, ...]]
 ) -> None:
-    """The real file's types, Q4_1 and Q8_0 beside F32: loss and every gradient of one note."""
+    """The real file's blocks of Q4_1: loss and every gradient of one note, with a pair on each matrix."""
     row = packed_row(pack(encoded_notes["test_seen"][:1], 1000)[0])
-    packed = load_decoder(smollm2.gguf, smollm2.spec, torch.float32, packed=True)
+    pairs = random_pairs(full_adapter(smollm2.gguf), torch.float32)
     sides = []
-    for base in (decoder, packed):
-        its = adapted(base, trained_adapter)
-        loss, nll = computed(its, row, method_named("explicit"))
-        pairs = {linear.name: linear.pair for layer in its.layers for linear in linears_of(layer) if linear.pair}
+    for base in (decoder, load_decoder(smollm2.gguf, smollm2.spec, torch.float32, packed=True)):
+        loss, nll = computed(with_pairs(base, pairs, SCALE), row, method_named("explicit"))
         sides.append({"loss": torch.tensor(loss), "nll": nll} | take_gradients(pairs))
-    resident, other = sides
+    resident, packed = sides
     assert len(resident) == 2 + 2 * 210
-    assert all(torch.equal(value, other[name]) for name, value in resident.items())
-
-
-def linears_of(layer: Layer) -> tuple[Linear, ...]:
-    m, f = layer.mixer, layer.ffn
-    return (m.attn_q, m.attn_k, m.attn_v, m.attn_output, f.ffn_gate, f.ffn_up, f.ffn_down)
+    assert all(torch.equal(value, packed[name]) for name, value in resident.items())
 
 
 # --- the quantised file, whose activations llama.cpp rounds to 8 bits ---

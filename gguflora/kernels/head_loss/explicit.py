@@ -3,7 +3,7 @@
 With y = x W^T + s (x A^T) B^T, p = softmax(y) and dy = weights (p - onehot(label)) (times 1 - tanh^2 where logits are
 capped), for each chunk:
 
-    dx = dy W + dc A        dc = s dy B        dA += dc^T x        dB += s dy^T (x A^T)
+    dx = dy W + dc A        dc = s dy B        dA += dc^T x        dB += dy^T (s x A^T)
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ is no gradient for it, and autograd keeps x only where a pair needs it.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -31,10 +32,12 @@ def lora_linear(
     Returns:
         (T, out).
     """
-    y = linear(x, weight, bias)
     if pair is None:
-        return y
-    lora_a, lora_b = pair
-    read = x if mask is None else x * mask
-    inner = linear(read, lora_a.to(x.dtype)) * scale  # (T, r)
-    return y + linear(inner, lora_b.to(x.dtype))
+        y = linear(x, weight)
+    else:
+        lora_a, lora_b = pair
+        read = x if mask is None else x * mask
+        inner = linear(read, lora_a.to(x.dtype)) * scale  # (T, r)
+        # Added to the base's product in its accumulators, which rounds once: see explicit.py.
+        y = torch.addmm(linear(inner, lora_b.to(x.dtype)), x, weight.t())
+    return y if bias is None else y + bias
