@@ -71,11 +71,11 @@ def main() -> None:
     races = []
     with _gemm(arguments.model) as ask_limit, _contender(first, arguments.model, allocator) as ask_first:
         for other in others:
-            print(f"{other.name} ...", flush=True)
             limit = ask_limit(0)
             with _contender(other, arguments.model, allocator) as ask:
                 turns = [(ask_first(number), ask(number)) for number in range(steps)]
             races.append(Race(other, limit, turns[warm_up:]))
+            print(_line(_row(other, races[-1:])), flush=True)
     rows = [_first_row(first, races), *(_row(race.contender, [race]) for race in races)]
     limits = {name: median(race.limit[name] for race in races) for name in races[0].limit}
     print(_table(rows, limits))
@@ -124,12 +124,14 @@ def _table(rows: list[Row], limits: Answer) -> str:
     lines = ["", "matrix products, in TFLOP/s (median of the races):"]
     lines += [f"  {name:26} {rate / 1e12:6.3f}" for name, rate in limits.items()]
     lines += ["", f"{'':44} {'tok/s':>7} {'of limit':>9} {'gguflora is':>12} {'peak MB':>8} {'loss':>8}"]
-    for row in rows:
-        lines.append(
-            f"{row.name:44} {row.tokens_per_second:7.0f} {row.share:9.0%} {row.gguflora_faster:11.2f}x "
-            f"{row.peak_mb:8.0f} {row.loss:8.4f}"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(_line, rows)])
+
+
+def _line(row: Row) -> str:
+    return (
+        f"{row.name:44} {row.tokens_per_second:7.0f} {row.share:9.0%} {row.gguflora_faster:11.2f}x "
+        f"{row.peak_mb:8.0f} {row.loss:8.4f}"
+    )
 
 
 def _record(rows: list[Row], limits: Answer, model: Path) -> None:
