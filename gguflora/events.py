@@ -166,8 +166,7 @@ class Verified:
     Attributes:
         base_ours: loss without the adapter here; base_llamacpp: the same in llama.cpp.
         tuned_ours: loss with the adapter here; tuned_llamacpp: the same in llama.cpp.
-        removed_llamacpp: llama.cpp's loss after the adapter was removed: the base's again.
-        restored: removed_llamacpp is equal to base_llamacpp to the bit.
+        restored: with the adapter removed again, llama.cpp's losses of a few examples are the base's to the bit.
         allowed: how far the tuned losses may lie apart, since llama.cpp quantises activations.
         agrees: they lie within `allowed`, the gain over the base is the same within 5 %, and the base came back.
     """
@@ -177,7 +176,6 @@ class Verified:
     base_llamacpp: float
     tuned_ours: float
     tuned_llamacpp: float
-    removed_llamacpp: float
     restored: bool
     allowed: float
     agrees: bool

@@ -207,14 +207,15 @@ class LlamaModel:
 
     # --- what the model computes ---
 
-    def logits(self, tokens: Tokens) -> npt.NDArray[np.float32]:
-        """Compute the logits at every position of one text.
+    def logits(self, tokens: Tokens, wanted: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.float32]:
+        """Compute the logits of one text.
 
         Args:
             tokens: (T,)
+            wanted: (T,), True at the positions whose logits are wanted; all are without it.
 
         Returns:
-            (T, V): row t scores the token that follows tokens[: t + 1].
+            (T, V), or (wanted ones, V): the row of position t scores the token that follows tokens[: t + 1].
 
         Raises:
             UsageError: a token is not in the vocabulary; the text is longer than context_length; the model is
@@ -223,10 +224,9 @@ class LlamaModel:
         """
         self._require_open()
         ids = self._vocabulary.checked(tokens)
-        result = np.empty((len(ids), self.vocabulary_size), np.float32)
-        for positions, rows in self._context.read(ids, np.ones(len(ids), bool)):
-            result[positions] = rows
-        return result
+        asked = np.ones(len(ids), bool) if wanted is None else wanted
+        parts = [rows.copy() for _, rows in self._context.read(ids, asked)]  # a view lasts until the next batch
+        return np.concatenate([np.empty((0, self.vocabulary_size), np.float32), *parts])
 
     def nll(self, tokens: Tokens, labels: Tokens) -> npt.NDArray[np.float64]:
         """Compute the negative log-likelihood of each trained token, in the order of the text.

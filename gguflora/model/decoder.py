@@ -120,9 +120,16 @@ def _normed(branch: Tensor, weight: Tensor | None, decoder: Decoder) -> Tensor:
     return rms_norm(branch.to(decoder.residual_dtype), weight, decoder.epsilon)
 
 
-def logits(decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts: list[int]) -> Tensor:
-    """Logits of every position: (T, V), float32 (float64 in proofs). For parity; training never needs them all."""
+def logits(
+    decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts: list[int], wanted: Tensor | None = None
+) -> Tensor:
+    """Logits (T, V) of every position, or of those whose indices are `wanted`: float32 (float64 in proofs).
+
+    For parity; training never needs them all.
+    """
     hidden = hidden_states(decoder, tokens, positions, document_starts)
+    if wanted is not None:
+        hidden = hidden[wanted]
     return capped(decoder.output(hidden).to(decoder.residual_dtype), decoder.softcap)
 
 

@@ -279,7 +279,7 @@ def _verified(event: Verified) -> list[str]:
         f"          without the adapter {event.base_ours:.4f} / {event.base_llamacpp:.4f}, "
         f"with it {event.tuned_ours:.4f} / {event.tuned_llamacpp:.4f}",
         f"          expected gap up to {event.allowed:.4f}: llama.cpp rounds activations on quantised weights",
-        f"          with the adapter removed again {event.removed_llamacpp:.4f}: the base {back}",
+        f"          with the adapter removed again the base {back}",
     ]
 
 

@@ -9,8 +9,9 @@ in second), so it is shown, and what counts is that the gain from base to adapte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,8 @@ LEAST_TOKENS = 1_000
 WORK = 3e12  # parameters x tokens: what two cores check in about a minute
 GAIN_TOLERANCE = 0.05
 ANSWERS = 3
+FEW = 3  # examples that show whether the base came back
+ROW_TOKENS = 512  # our side computes short examples together
 ANSWER_TOKENS = 128
 
 Floats = npt.NDArray[np.float64]
@@ -67,21 +70,20 @@ def verify(base: Base, adapter: Path, encoded: Sequence[Encoded]) -> Verified:
     rank = next(iter(read.pairs.values())).rank
     tuned_decoder = with_pairs(decoder, from_adapter(read), read.alpha / rank)
     with LlamaModel(base.gguf.path) as llama:
+        untouched = _their_nll(llama, chosen[:FEW])
         plain = compare(decoder, llama, chosen)
         handle = llama.load_lora_adapter(adapter)
         llama.set_lora_adapter(handle, 1.0)
         tuned = compare(tuned_decoder, llama, chosen)
         llama.remove_lora_adapter(handle)
-        removed = float(np.concatenate([_their_nll(llama, example) for example in chosen]).mean())
+        restored = np.array_equal(_their_nll(llama, chosen[:FEW]), untouched)
         llama.free_lora_adapter(handle)
-    restored = removed == plain.llamacpp
     return Verified(
         tokens=plain.tokens,
         base_ours=plain.ours,
         base_llamacpp=plain.llamacpp,
         tuned_ours=tuned.ours,
         tuned_llamacpp=tuned.llamacpp,
-        removed_llamacpp=removed,
         restored=restored,
         allowed=tuned.allowed,
         agrees=tuned.agrees and restored and _same_gain(plain, tuned),
@@ -94,25 +96,17 @@ def _same_gain(plain: Agreement, tuned: Agreement) -> bool:
     return abs(ours - theirs) <= max(GAIN_TOLERANCE * abs(theirs), plain.allowed + tuned.allowed)
 
 
-def _their_nll(llama: LlamaModel, example: Encoded) -> Floats:
-    trained = np.flatnonzero(example.labels >= 0)
-    rows = _log_softmax(llama.logits(example.tokens)[trained - 1])
-    result: Floats = -rows[np.arange(len(trained)), example.labels[trained]]
-    return result
-
-
 def compare(decoder: Decoder, llama: LlamaModel, encoded: Sequence[Encoded]) -> Agreement:
     """Losses of both programs on the trained tokens of `encoded`, each with the adapter that it has on now."""
     ours, theirs, kls = [], [], []
-    for example in encoded:
-        trained = np.flatnonzero(example.labels >= 0)
-        targets = example.labels[trained]
-        mine = _log_softmax(_our_logits(decoder, example)[trained - 1])  # (n, V)
-        other = _log_softmax(llama.logits(example.tokens)[trained - 1])
-        rows = np.arange(len(trained))
-        ours.append(-mine[rows, targets])
-        theirs.append(-other[rows, targets])
-        kls.append((np.exp(other) * (other - mine)).sum(-1))
+    for examples in _rows(encoded):
+        for example, mine in zip(examples, _our_log_probabilities(decoder, examples), strict=True):
+            other = _log_softmax(llama.logits(example.tokens, _before_trained(example)))  # (n, V), as mine
+            targets = example.labels[example.labels >= 0]
+            rows = np.arange(len(targets))
+            ours.append(-mine[rows, targets])
+            theirs.append(-other[rows, targets])
+            kls.append((np.exp(other) * (other - mine)).sum(-1))
     a, b, kl = (np.concatenate(parts) for parts in (ours, theirs, kls))
     standard_error = (a - b).std() / np.sqrt(len(a))
     return Agreement(
@@ -155,12 +149,38 @@ def _first_of(encoded: Sequence[Encoded], base: Base) -> list[Encoded]:
     return chosen
 
 
-def _our_logits(decoder: Decoder, example: Encoded) -> npt.NDArray[np.float32]:
-    length = len(example.tokens)
-    tokens = torch.from_numpy(example.tokens.astype(np.int64))
+def _rows(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+    """The examples in their order, as many together as fit a row; a longer one is a row of its own."""
+    row: list[Encoded] = []
+    for example in encoded:
+        if row and sum(len(other.tokens) for other in (*row, example)) > ROW_TOKENS:
+            yield row
+            row = []
+        row.append(example)
+    if row:
+        yield row
+
+
+def _our_log_probabilities(decoder: Decoder, examples: Sequence[Encoded]) -> list[Floats]:
+    """Per example, the log probabilities (n, V) that its trained tokens are drawn from."""
+    lengths = [len(example.tokens) for example in examples]
+    tokens = torch.from_numpy(np.concatenate([example.tokens for example in examples]).astype(np.int64))
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    before = np.concatenate([_before_trained(example) for example in examples])
     with torch.no_grad():
-        result: npt.NDArray[np.float32] = logits(decoder, tokens, torch.arange(length), [0, length]).numpy()
-    return result
+        starts = [0, *accumulate(lengths)]
+        rows = logits(decoder, tokens, positions, starts, torch.from_numpy(np.flatnonzero(before))).numpy()
+    ends = np.cumsum([int((example.labels >= 0).sum()) for example in examples])
+    return [_log_softmax(part) for part in np.split(rows, ends[:-1])]
+
+
+def _their_nll(llama: LlamaModel, examples: Sequence[Encoded]) -> Floats:
+    return np.concatenate([llama.nll(example.tokens, example.labels) for example in examples])
+
+
+def _before_trained(example: Encoded) -> npt.NDArray[np.bool_]:
+    """(T,): True where the next token is trained, for the state there predicts it."""
+    return np.append(example.labels[1:] >= 0, False)
 
 
 def _log_softmax(values: npt.NDArray[np.float32]) -> Floats:

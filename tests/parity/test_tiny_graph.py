@@ -377,10 +377,10 @@ def test_what_a_run_reports_is_what_is_measured_here(everything: Case, llama: Ll
     a, b, divergence = (np.concatenate(parts) for parts in (mine, theirs, kl))
     report = compare(decoder, llama, encoded)
     assert report.tokens == len(a)
-    assert report.ours == pytest.approx(a.mean(), rel=1e-9)
+    assert report.ours == pytest.approx(a.mean(), rel=1e-6)  # float32: there, short examples share a row
     assert report.llamacpp == pytest.approx(b.mean(), rel=1e-9)
-    assert report.kl == pytest.approx(divergence.mean(), rel=1e-9)
+    assert report.kl == pytest.approx(divergence.mean(), rel=1e-6)
     error = (a - b).std() / np.sqrt(len(a))
-    assert report.allowed == pytest.approx(2 * divergence.mean() + 3 * error, rel=1e-9)
+    assert report.allowed == pytest.approx(2 * divergence.mean() + 3 * error, rel=1e-6)
     assert dataclasses.replace(report, ours=report.llamacpp + 0.99 * report.allowed).agrees
     assert not dataclasses.replace(report, ours=report.llamacpp - 1.01 * report.allowed).agrees

@@ -62,7 +62,7 @@ EXAMPLE = FirstExample(
     "d.jsonl:1", [("<|im_start|>user\nHi<|im_end|>\n", False), ("Hello<|im_end|>", True), ("\n", False)]
 )
 PLAN = Planned({"attn_q": 30, "ffn_up": 30}, 4_884_480, 16, 32.0, 288, 96, 9, {"threads": "2 (as asked)"})
-CHECK = Verified(1234, 2.5, 2.51, 0.5, 0.505, 2.51, True, 0.02, True)
+CHECK = Verified(1234, 2.5, 2.51, 0.5, 0.505, True, 0.02, True)
 ANSWER = Answer("user\nHi", "Hello", "I don't know", "Hello")
 END = Finished(
     288, 125.4, 0.4, 0.3, 2, "run/best_adapter_epoch_2.gguf", 288, 435.4, 705.0, "run/best_adapter_epoch_2.gguf"

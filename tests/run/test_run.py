@@ -80,7 +80,7 @@ def test_the_check_is_made_on_validation_examples_else_on_trained_ones(
     def verify(_base: object, adapter: Path, encoded: Any) -> Verified:
         checked.append(len(encoded))
         assert adapter.exists()
-        return Verified(1, 1.0, 1.0, 1.0, 1.0, 1.0, True, 0.1, True)
+        return Verified(1, 1.0, 1.0, 1.0, 1.0, True, 0.1, True)
 
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
     monkeypatch.setattr("gguflora.run.training.verify", verify)
