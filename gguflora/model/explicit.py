@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from gguflora.kernels.head_loss import explicit as head
-from gguflora.kernels.norm import explicit as norm
 from gguflora.model import explicit_attention, explicit_ffn
 from gguflora.model.decoder import Decoder, Layer, embed, rope_tables
 from gguflora.model.dropout import mask_of
@@ -84,6 +83,7 @@ def row_nll(decoder: Decoder, row: PackedRow, work: Workspace) -> Tensor:
         work.dense(decoder.output.weight),
         stack_pairs(single(decoder.output), decoder.dtype),
         decoder.softcap,
+        work.operations.cross_entropy,
     )
 
 
@@ -123,18 +123,19 @@ def _layer_forward(
 
 def _layer_backward(decoder: Decoder, layer: Layer, dh: Tensor, saved: SavedLayer, row: Row, work: Workspace) -> None:
     """Turn dh (T, D) of the layer's output into that of its input, in place, and add to the pairs' gradients."""
+    norm = work.operations.norm
     dx = work.take("dx", tuple(dh.shape), decoder.dtype)
     x = work.take("x", tuple(dh.shape), decoder.dtype)
     dy = _branch_gradient(dh, saved.ffn_branch, layer.post_ffw_norm, saved.r_post_ffw, work, decoder.dtype)
     norm.apply(saved.h_mid, layer.ffn_norm, saved.r_ffn, x)
     explicit_ffn.backward(layer.ffn, dy, x, row.dropout, saved.ffn, work, dx)
-    dh += norm.backward(dx, saved.h_mid, layer.ffn_norm, saved.r_ffn)
+    norm.backward(dx, saved.h_mid, layer.ffn_norm, saved.r_ffn, dh, add=True)
     dy = _branch_gradient(
         dh, saved.mixed_branch, layer.post_attention_norm, saved.r_post_attention, work, decoder.dtype
     )
     norm.apply(saved.h_in, layer.attn_norm, saved.r_attn, x)
     explicit_attention.backward(layer.mixer, dy, x, row, saved.attention, work, dx)
-    dh += norm.backward(dx, saved.h_in, layer.attn_norm, saved.r_attn)
+    norm.backward(dx, saved.h_in, layer.attn_norm, saved.r_attn, dh, add=True)
 
 
 def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Workspace) -> tuple[Tensor, Tensor]:
@@ -151,6 +152,7 @@ def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Work
         work.dense(decoder.output.weight),
         pairs,
         decoder.softcap,
+        work.operations.cross_entropy,
         None if mask is None else mask[labelled - 1].to(x.dtype),
     )
     if gradients.da is not None and gradients.db is not None:
@@ -158,7 +160,9 @@ def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Work
     before = labelled - 1
     dh = work.take("dh", tuple(h.shape), h.dtype).zero_()
     # A position is before at most one labelled one, so no two rows fall together.
-    dh[before] = norm.backward(gradients.dx, h[before], decoder.output_norm, r)
+    d_states = torch.empty_like(h[before])
+    work.operations.norm.backward(gradients.dx, h[before], decoder.output_norm, r, d_states)
+    dh[before] = d_states
     return nll, dh
 
 
@@ -168,7 +172,7 @@ def _labelled(decoder: Decoder, row: PackedRow, h: Tensor, work: Workspace) -> t
     states = h[labelled - 1]  # the state before a token predicts it
     x = work.take("head_x", tuple(states.shape), decoder.dtype)
     r = work.take("head_r", (states.shape[0], 1), h.dtype)
-    norm.forward(states, decoder.output_norm, decoder.epsilon, x, r)
+    work.operations.norm.forward(states, decoder.output_norm, decoder.epsilon, x, r)
     return x, r, row.labels[labelled]
 
 
@@ -176,7 +180,7 @@ def _norm(decoder: Decoder, h: Tensor, weight: Tensor, work: Workspace, name: st
     """x (T, D) in the compute dtype, a buffer that the next norm writes again, and r (T, 1), which is kept."""
     x = work.take("x", tuple(h.shape), decoder.dtype)
     r = work.take(name, (h.shape[0], 1), h.dtype)
-    norm.forward(h, weight, decoder.epsilon, x, r)
+    work.operations.norm.forward(h, weight, decoder.epsilon, x, r)
     return x, r
 
 
@@ -188,7 +192,7 @@ def _add(
         torch.add(h, branch, out=out)
         return None
     r = work.take(name, (h.shape[0], 1), h.dtype)
-    norm.forward(branch.to(h.dtype), weight, decoder.epsilon, out, r)
+    work.operations.norm.forward(branch.to(h.dtype), weight, decoder.epsilon, out, r)
     out += h
     return r
 
@@ -200,4 +204,5 @@ def _branch_gradient(
     dy = work.take("dy", tuple(dh.shape), dtype)
     if branch is None or weight is None or r is None:
         return dy.copy_(dh)
-    return dy.copy_(norm.backward(dh, branch.to(dh.dtype), weight, r))
+    work.operations.norm.backward(dh, branch.to(dh.dtype), weight, r, dy)
+    return dy

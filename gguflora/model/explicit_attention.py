@@ -16,8 +16,7 @@ from torch import Tensor
 
 from gguflora.arch import AttentionSpec
 from gguflora.kernels.attention import explicit as attention
-from gguflora.kernels.norm import explicit as norm
-from gguflora.kernels.rope.reference import rotate
+from gguflora.kernels.operations import Operations
 from gguflora.model import groups
 from gguflora.model.attention import Attention
 from gguflora.model.dropout import Dropout
@@ -70,7 +69,7 @@ def forward(
     q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, prefix + "q")
     k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, prefix + "k")
     mixed = work.take(prefix + "mixed", (tokens, spec.heads, spec.head_dim), x.dtype)
-    attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed)
+    attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed, work.operations.softmax)
     flat = mixed.view(tokens, -1)
     c_output = groups.forward(single(mixer.attn_output), flat, row.dropout, work, prefix + "c_output", y)
     return SavedAttention(qkv, q, k, mixed, c_qkv, c_output, r_q, r_k)
@@ -86,12 +85,19 @@ def backward(
     groups.backward(single(mixer.attn_output), dy, mixed, saved.c_output, row.dropout, work, d_mixed)
     raw_q, raw_k, v = _heads(saved.qkv, spec)
     dq, dk, dv = attention.backward(
-        d_mixed.view_as(saved.mixed), saved.q, saved.k, v, row.document_starts, spec.scale, spec.window
+        d_mixed.view_as(saved.mixed),
+        saved.q,
+        saved.k,
+        v,
+        row.document_starts,
+        spec.scale,
+        spec.window,
+        work.operations.softmax,
     )
     d_qkv = work.take("d_qkv", tuple(saved.qkv.shape), x.dtype)
     d_raw_q, d_raw_k, d_v = _heads(d_qkv, spec)
-    d_raw_q.copy_(_turned_back(dq, raw_q, saved.r_q, mixer.attn_q_norm, row, spec))
-    d_raw_k.copy_(_turned_back(dk, raw_k, saved.r_k, mixer.attn_k_norm, row, spec))
+    _turn_back(dq, raw_q, saved.r_q, mixer.attn_q_norm, row, spec, work.operations, d_raw_q)
+    _turn_back(dk, raw_k, saved.r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)
     d_v.copy_(dv)
     groups.backward(_qkv(mixer), d_qkv, x, saved.c_qkv, row.dropout, work, dx)
 
@@ -118,19 +124,31 @@ def _turned(
         r = work.take(name + "_r", (tokens, heads), row.cos.dtype).view(-1, 1)
         flat = raw.to(row.cos.dtype).reshape(-1, size)
         x = torch.empty(raw.shape, dtype=raw.dtype)
-        norm.forward(flat, weight, epsilon, x.view(-1, size), r)
+        work.operations.norm.forward(flat, weight, epsilon, x.view(-1, size), r)
     turned = work.take(name, tuple(raw.shape), raw.dtype)
-    turned.copy_(rotate(x, row.cos, row.sin, spec.rope.kind == "half_split"))
+    work.operations.rope.rotate(x, row.cos, row.sin, spec.rope.kind == "half_split", turned)
     return turned, r
 
 
-def _turned_back(
-    d_turned: Tensor, raw: Tensor, r: Tensor | None, weight: Tensor | None, row: Row, spec: AttentionSpec
-) -> Tensor:
-    """Gradient of `_turned`: rope by the opposite angle, then the norm's backward."""
-    d_normed = rotate(d_turned, row.cos, -row.sin, spec.rope.kind == "half_split")
+def _turn_back(
+    d_turned: Tensor,
+    raw: Tensor,
+    r: Tensor | None,
+    weight: Tensor | None,
+    row: Row,
+    spec: AttentionSpec,
+    operations: Operations,
+    d_raw: Tensor,
+) -> None:
+    """Write the gradient of `_turned` to d_raw (T, H, h): rope by the opposite angle, then the norm's backward."""
+    half_split = spec.rope.kind == "half_split"
     if weight is None or r is None:
-        return d_normed
+        operations.rope.rotate(d_turned, row.cos, row.sin, half_split, d_raw, back=True)
+        return
+    d_normed = torch.empty(raw.shape, dtype=raw.dtype)
+    operations.rope.rotate(d_turned, row.cos, row.sin, half_split, d_normed, back=True)
     size = raw.shape[-1]
     flat = raw.to(row.cos.dtype).reshape(-1, size)
-    return norm.backward(d_normed.reshape(-1, size), flat, weight, r).view(raw.shape)
+    dx = torch.empty_like(d_normed.view(-1, size))
+    operations.norm.backward(d_normed.view(-1, size), flat, weight, r, dx)
+    d_raw.copy_(dx.view(raw.shape))

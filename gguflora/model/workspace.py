@@ -1,4 +1,5 @@
-"""Buffers that the explicit forward and backward work in, allocated once and reused for every row.
+"""What the explicit forward and backward work with: buffers that are allocated once and reused for every row, and the
+version of the operations between the products.
 
 Freshly allocated memory costs a page fault for each 4 KiB at its first use; a step of SmolLM2 touched 360,000 pages
 before buffers were kept and 8,000 after (docs/log.md).
@@ -11,6 +12,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from gguflora.kernels.operations import TORCH, Operations
 from gguflora.model.weight import Weight, dense
 
 
@@ -21,8 +23,9 @@ class Workspace:
     anything reads a value that was not written for it.
     """
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, operations: Operations = TORCH) -> None:
         self.tokens = tokens
+        self.operations = operations
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
