@@ -34,10 +34,19 @@ _EXP = tuple(
 
 def kernel(function: Callable[..., None]) -> Any:
     """Compile a function of 64-bit words to the C function that threads.run takes; numba keeps it in its cache."""
+    return _compile(function, FASTMATH)
+
+
+def exact_kernel(function: Callable[..., None]) -> Any:
+    """The same where every rounding counts."""
+    return _compile(function, set())
+
+
+def _compile(function: Callable[..., None], fastmath: set[str]) -> Any:
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
         binding.add_symbol(f"gguflora_{name}", _symbol(name))
     signature = types.void(types.CPointer(types.int64))
-    return cfunc(signature, cache=True, fastmath=FASTMATH, error_model="numpy")(function)
+    return cfunc(signature, cache=True, fastmath=fastmath or False, error_model="numpy")(function)
 
 
 def _symbol(name: str) -> int:
@@ -49,6 +58,9 @@ def _symbol(name: str) -> int:
 
 part = njit(fastmath=FASTMATH, error_model="numpy")
 """A function that kernels call."""
+
+exactly = njit(error_model="numpy")
+"""The same where every rounding counts."""
 
 _thread_number = types.ExternalFunction("gguflora_omp_get_thread_num", types.int32())
 _thread_count = types.ExternalFunction("gguflora_omp_get_num_threads", types.int32())
@@ -92,6 +104,14 @@ def _number_type(kind: Any) -> Any:
 
 
 @intrinsic
+def _from_float16(_typing: Any, bits: Any) -> Any:
+    def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(bits), codegen
+
+
+@intrinsic
 def _pointer(_typing: Any, address: Any, kind: Any) -> Any:
     target = types.CPointer(_number_type(kind))
 
@@ -111,6 +131,12 @@ def numbers(address: Any, n: Any, kind: Any) -> Any:
 def single(word: Any) -> Any:
     """The number that a word holds as the bits of a double, in float32."""
     return np.float32(_reinterpret(word, np.float64))
+
+
+@exactly
+def float16_at(row: Any, index: Any) -> Any:
+    """The little-endian float16 that begins at a byte of a row, as float32."""
+    return _from_float16(np.uint16(row[index] | row[index + 1] << 8))
 
 
 @part

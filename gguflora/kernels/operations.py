@@ -15,14 +15,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gguflora.gguf.format import GgmlType
 from gguflora.kernels.activation import explicit as activation
 from gguflora.kernels.attention import softmax
 from gguflora.kernels.attention.softmax import Softmax
+from gguflora.kernels.dequantise.into import dequantise
 from gguflora.kernels.head_loss.cross_entropy import cross_entropy
 from gguflora.kernels.norm import explicit as norm
 from gguflora.kernels.rope import explicit as rope
 from gguflora.kernels.threads import libgomp
 
+Dequantise = Callable[[Tensor, GgmlType, Tensor], None]
 CrossEntropy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -65,9 +68,10 @@ class Operations:
     activation: Activation
     softmax: Softmax
     cross_entropy: CrossEntropy
+    dequantise: Dequantise
 
 
-TORCH = Operations(norm, rope, activation, softmax.TORCH, cross_entropy)
+TORCH = Operations(norm, rope, activation, softmax.TORCH, cross_entropy, dequantise)
 
 
 def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]:
@@ -92,9 +96,10 @@ def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]
 def compiled() -> Operations:
     """The compiled version; numba is imported, and at the first use on a machine it compiles, which takes seconds."""
     from gguflora.kernels.activation import compiled as activation
-    from gguflora.kernels.attention.compiled import COMPILED as compiled_softmax
-    from gguflora.kernels.head_loss.compiled import cross_entropy
+    from gguflora.kernels.attention import compiled as softmax
+    from gguflora.kernels.dequantise import compiled as dequantise
+    from gguflora.kernels.head_loss import compiled as head_loss
     from gguflora.kernels.norm import compiled as norm
     from gguflora.kernels.rope import compiled as rope
 
-    return Operations(norm, rope, activation, compiled_softmax, cross_entropy)
+    return Operations(norm, rope, activation, softmax.COMPILED, head_loss.cross_entropy, dequantise.dequantise)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gguflora.kernels.operations import TORCH, Operations
-from gguflora.model.weight import Weight, dense
+from gguflora.model.weight import Weight, unpack
 
 
 class Workspace:
@@ -44,7 +44,9 @@ class Workspace:
         scratch = self._buffers.get("weight")
         if scratch is None or scratch.numel() < prod(weight.shape) or scratch.dtype is not weight.dtype:
             scratch = self._buffers["weight"] = torch.empty(prod(weight.shape), dtype=weight.dtype)
-        return dense(weight, scratch[: prod(weight.shape)].view(weight.shape))
+        matrix = scratch[: prod(weight.shape)].view(weight.shape)
+        unpack(weight, self.operations.dequantise, matrix)
+        return matrix
 
     def release(self, tokens: int) -> None:
         """Give the buffers back; new ones are made for rows of up to `tokens` tokens."""

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gguflora.gguf.format import BLOCKS, GgmlType
+from gguflora.kernels.dequantise.reference import FUNCTIONS
 from gguflora.kernels.operations import TORCH, Operations, choose_operations, compiled
 from gguflora.kernels.threads import libgomp
 from tests.kernels.explicit_pair import blank
@@ -177,3 +179,19 @@ def test_other_dtypes_and_a_wish_get_torchs_version() -> None:
     assert choose_operations(torch.float64, "auto")[0] is TORCH
     assert choose_operations(torch.bfloat16, "torch")[0] is TORCH
     assert choose_operations(torch.bfloat16, "auto")[0] is compiled()
+
+
+@pytest.mark.parametrize("type", FUNCTIONS, ids=lambda type: type.name)
+@DTYPES
+def test_blocks_give_the_bits_of_torchs_version(type: GgmlType, dtype: torch.dtype) -> None:
+    """Random bytes, in rows that lie among others; which NaN it is means nothing."""
+    nbytes, elements = (3 * size for size in (BLOCKS[type].nbytes, BLOCKS[type].elements))
+    raw = torch.randint(256, (61, nbytes + 4), generator=seeded(0), dtype=torch.uint8)[:, :nbytes]
+    sides = []
+    for operations in (compiled(), TORCH):
+        out = blank(61, 2 * elements, dtype=dtype)[:, :elements]
+        operations.dequantise(raw, type, out)
+        sides.append(out)
+    assert torch.isfinite(sides[0]).float().mean() > 0.9
+    assert torch.equal(sides[0].isnan(), sides[1].isnan())
+    assert torch.equal(sides[0].nan_to_num(), sides[1].nan_to_num())
