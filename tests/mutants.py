@@ -33,7 +33,7 @@ MUTANTS = (
     Mutant(
         "keys get no gradient",
         "model/explicit_attention.py",
-        "    _turn_back(dk, raw_k, saved.r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)",
+        "    _turn_back(dk, raw_k, r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)",
         "    d_raw_k.zero_()",
         "tests/model/test_gradients.py",
     ),

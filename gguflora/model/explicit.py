@@ -30,17 +30,22 @@ from gguflora.model.workspace import Workspace
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """What a layer's backward reads: h_in, h_mid (T, D); r (T, 1) of each norm; branches before their post norms."""
+    """What a layer's backward reads.
+
+    Attributes:
+        h_in: (T, D) residual; that between the halves is computed again from it and the first branch.
+        r_attn: (T, 1) factors of the norm before attention; r_ffn: of that before the ffn.
+        mixed_branch: (T, D) what attention gives, before its post norm; ffn_branch: likewise, None without post norm.
+        r_post_ffw: (T, 1) factors of the ffn's post norm, None without.
+    """
 
     h_in: Tensor
-    h_mid: Tensor
     r_attn: Tensor
     r_ffn: Tensor
     attention: SavedAttention
     ffn: SavedFfn
-    mixed_branch: Tensor | None
+    mixed_branch: Tensor
     ffn_branch: Tensor | None
-    r_post_attention: Tensor | None
     r_post_ffw: Tensor | None
 
 
@@ -104,21 +109,16 @@ def _layer_forward(
 ) -> tuple[SavedLayer, Tensor]:
     """One layer: gives what its backward reads, and h_out (T, D) in the buffer `name_out`."""
     x, r_attn = _norm(decoder, h_in, layer.attn_norm, work, prefix + "r_attn")
-    y = work.take(prefix + "mixed_branch" if layer.post_attention_norm is not None else "y", tuple(x.shape), x.dtype)
-    attention = explicit_attention.forward(layer.mixer, x, row, decoder.epsilon, work, prefix, y)
-    h_mid = work.take(prefix + "h_mid", tuple(h_in.shape), h_in.dtype)
-    r_post_attention = _add(decoder, h_in, y, layer.post_attention_norm, work, prefix + "r_post_attention", h_mid)
-    mixed_branch = y if layer.post_attention_norm is not None else None
+    mixed_branch = work.take(prefix + "mixed_branch", tuple(x.shape), x.dtype)
+    attention = explicit_attention.forward(layer.mixer, x, row, decoder.epsilon, work, prefix, mixed_branch)
+    h_mid, _ = _between(decoder, layer, h_in, mixed_branch, work)
     x, r_ffn = _norm(decoder, h_mid, layer.ffn_norm, work, prefix + "r_ffn")
     y = work.take(prefix + "ffn_branch" if layer.post_ffw_norm is not None else "y", tuple(x.shape), x.dtype)
     ffn = explicit_ffn.forward(layer.ffn, x, row.dropout, work, prefix, y)
     h_out = work.take(name_out, tuple(h_in.shape), h_in.dtype)
     r_post_ffw = _add(decoder, h_mid, y, layer.post_ffw_norm, work, prefix + "r_post_ffw", h_out)
     ffn_branch = y if layer.post_ffw_norm is not None else None
-    saved = SavedLayer(
-        h_in, h_mid, r_attn, r_ffn, attention, ffn, mixed_branch, ffn_branch, r_post_attention, r_post_ffw
-    )
-    return saved, h_out
+    return SavedLayer(h_in, r_attn, r_ffn, attention, ffn, mixed_branch, ffn_branch, r_post_ffw), h_out
 
 
 def _layer_backward(decoder: Decoder, layer: Layer, dh: Tensor, saved: SavedLayer, row: Row, work: Workspace) -> None:
@@ -127,15 +127,23 @@ def _layer_backward(decoder: Decoder, layer: Layer, dh: Tensor, saved: SavedLaye
     dx = work.take("dx", tuple(dh.shape), decoder.dtype)
     x = work.take("x", tuple(dh.shape), decoder.dtype)
     dy = _branch_gradient(dh, saved.ffn_branch, layer.post_ffw_norm, saved.r_post_ffw, work, decoder.dtype)
-    norm.apply(saved.h_mid, layer.ffn_norm, saved.r_ffn, x)
+    h_mid, r_post_attention = _between(decoder, layer, saved.h_in, saved.mixed_branch, work)
+    norm.apply(h_mid, layer.ffn_norm, saved.r_ffn, x)
     explicit_ffn.backward(layer.ffn, dy, x, row.dropout, saved.ffn, work, dx)
-    norm.backward(dx, saved.h_mid, layer.ffn_norm, saved.r_ffn, dh, add=True)
-    dy = _branch_gradient(
-        dh, saved.mixed_branch, layer.post_attention_norm, saved.r_post_attention, work, decoder.dtype
-    )
+    norm.backward(dx, h_mid, layer.ffn_norm, saved.r_ffn, dh, add=True)
+    dy = _branch_gradient(dh, saved.mixed_branch, layer.post_attention_norm, r_post_attention, work, decoder.dtype)
     norm.apply(saved.h_in, layer.attn_norm, saved.r_attn, x)
-    explicit_attention.backward(layer.mixer, dy, x, row, saved.attention, work, dx)
+    explicit_attention.backward(layer.mixer, dy, x, row, decoder.epsilon, saved.attention, work, dx)
     norm.backward(dx, saved.h_in, layer.attn_norm, saved.r_attn, dh, add=True)
+
+
+def _between(
+    decoder: Decoder, layer: Layer, h_in: Tensor, mixed_branch: Tensor, work: Workspace
+) -> tuple[Tensor, Tensor | None]:
+    """The residual (T, D) between a layer's halves, and the factors (T, 1) of attention's post norm, None without."""
+    h_mid = work.take("h_mid", tuple(h_in.shape), h_in.dtype)
+    r = _add(decoder, h_in, mixed_branch, layer.post_attention_norm, work, "r_post_attention", h_mid)
+    return h_mid, r
 
 
 def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Workspace) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,8 @@
     q, k, v = x W_q^T, x W_k^T, x W_v^T        q, k through the heads' norms (where there are any), then rope
     y = attention(q, k, v) W_o^T
 
-Kept for the backward: q, k, v as attention reads them, what it gives, the pairs' inner products, and, for the heads'
-norms, q and k before them.
+Kept for the backward: q, k and v as the product gave them, what attention gives, and the pairs' inner products. The
+heads' norms and rope are computed again: they cost less than the memory that their results would take.
 """
 
 from __future__ import annotations
@@ -42,19 +42,12 @@ class Row:
 
 @dataclass(frozen=True)
 class SavedAttention:
-    """qkv (T, (H + 2K) h) as the product gave them; q (T, H, h), k (T, K, h) turned; mixed (T, H, h); c (T, R) each.
-
-    r_q (T H, 1) and r_k (T K, 1) are the heads' norms' factors, None without.
-    """
+    """qkv (T, (H + 2K) h) as the product gave them; mixed (T, H, h); c (T, R) of the pairs."""
 
     qkv: Tensor
-    q: Tensor
-    k: Tensor
     mixed: Tensor
     c_qkv: Tensor | None
     c_output: Tensor | None
-    r_q: Tensor | None
-    r_k: Tensor | None
 
 
 def forward(
@@ -66,17 +59,24 @@ def forward(
     qkv = work.take(prefix + "qkv", (tokens, group.weight.shape[0]), x.dtype)
     c_qkv = groups.forward(group, x, row.dropout, work, prefix + "c_qkv", qkv)
     raw_q, raw_k, v = _heads(qkv, spec)
-    q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, prefix + "q")
-    k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, prefix + "k")
+    q, _ = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, "q")
+    k, _ = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, "k")
     mixed = work.take(prefix + "mixed", (tokens, spec.heads, spec.head_dim), x.dtype)
     attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed, work.operations.softmax)
     flat = mixed.view(tokens, -1)
     c_output = groups.forward(single(mixer.attn_output), flat, row.dropout, work, prefix + "c_output", y)
-    return SavedAttention(qkv, q, k, mixed, c_qkv, c_output, r_q, r_k)
+    return SavedAttention(qkv, mixed, c_qkv, c_output)
 
 
 def backward(
-    mixer: Attention, dy: Tensor, x: Tensor, row: Row, saved: SavedAttention, work: Workspace, dx: Tensor
+    mixer: Attention,
+    dy: Tensor,
+    x: Tensor,
+    row: Row,
+    epsilon: float,
+    saved: SavedAttention,
+    work: Workspace,
+    dx: Tensor,
 ) -> None:
     """Write dx (T, D) for dy (T, D), and add to the pairs' gradients."""
     spec = mixer.spec
@@ -84,10 +84,12 @@ def backward(
     d_mixed = work.take("d_mixed", tuple(mixed.shape), x.dtype)
     groups.backward(single(mixer.attn_output), dy, mixed, saved.c_output, row.dropout, work, d_mixed)
     raw_q, raw_k, v = _heads(saved.qkv, spec)
+    q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, "q")
+    k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, "k")
     dq, dk, dv = attention.backward(
         d_mixed.view_as(saved.mixed),
-        saved.q,
-        saved.k,
+        q,
+        k,
         v,
         row.document_starts,
         spec.scale,
@@ -96,8 +98,8 @@ def backward(
     )
     d_qkv = work.take("d_qkv", tuple(saved.qkv.shape), x.dtype)
     d_raw_q, d_raw_k, d_v = _heads(d_qkv, spec)
-    _turn_back(dq, raw_q, saved.r_q, mixer.attn_q_norm, row, spec, work.operations, d_raw_q)
-    _turn_back(dk, raw_k, saved.r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)
+    _turn_back(dq, raw_q, r_q, mixer.attn_q_norm, row, spec, work.operations, d_raw_q)
+    _turn_back(dk, raw_k, r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)
     d_v.copy_(dv)
     groups.backward(_qkv(mixer), d_qkv, x, saved.c_qkv, row.dropout, work, dx)
 

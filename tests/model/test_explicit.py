@@ -270,7 +270,7 @@ def test_recomputing_changes_no_bit_and_takes_less_memory(
     assert stored.work
     assert recomputing.work
     # Of three layers' buffers two are spared; what is left is the layers' inputs and what a backward works in.
-    assert recomputing.work.nbytes < 0.7 * stored.work.nbytes
+    assert recomputing.work.nbytes < 0.8 * stored.work.nbytes
 
 
 def test_rows_that_fit_make_no_buffer_grow(tmp_path: Path) -> None:
