@@ -33,7 +33,7 @@ MUTANTS = (
     Mutant(
         "keys get no gradient",
         "model/explicit_attention.py",
-        "    d_raw_k.copy_(_turned_back(dk, raw_k, saved.r_k, mixer.attn_k_norm, row, spec))",
+        "    _turn_back(dk, raw_k, r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)",
         "    d_raw_k.zero_()",
         "tests/model/test_gradients.py",
     ),
@@ -109,7 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "a position that sees nothing",
-        "kernels/attention/explicit.py",
+        "kernels/attention/softmax.py",
         "dtype=torch.bool).triu(m - n + 1)",
         "dtype=torch.bool).triu(m - n)",
         "tests/kernels/test_attention.py",

@@ -18,6 +18,7 @@ from gguflora.arch import ModelSpec, model_spec
 from gguflora.arch.architectures import Architecture
 from gguflora.data import Encoded
 from gguflora.gguf import Adapter, GgufFile, Pair, open_gguf
+from gguflora.kernels.operations import TORCH, compiled
 from gguflora.model import (
     Decoder,
     LoraPair,
@@ -70,7 +71,9 @@ class Tiny:
 
 def method_named(name: str) -> Method:
     """A way to compute gradients, with a workspace of its own."""
-    return Method(None) if name == "reference" else Method(Workspace(ROOM), recompute=name == "recompute")
+    if name == "reference":
+        return Method(None)
+    return Method(Workspace(ROOM, compiled() if name == "compiled" else TORCH), recompute=name == "recompute")
 
 
 def tiny(path: Path, dtype: torch.dtype, packed: bool = False, **numbers: Any) -> Tiny:

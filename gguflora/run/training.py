@@ -20,6 +20,7 @@ from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfi
 from gguflora.data import Encoded, Example
 from gguflora.errors import GgufloraError
 from gguflora.events import Event, Finished, Planned, Warned
+from gguflora.kernels.operations import Operations
 from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pairs
 from gguflora.report import append_metrics, keep_metrics_until
 from gguflora.run.choices import Choices, choose
@@ -69,6 +70,7 @@ class Setup:
         pairs: of the fresh state.
         record: what run.json will hold.
         decoder: the base without pairs.
+        operations: what runs between the products; None for the reference.
     """
 
     base: Base
@@ -77,6 +79,7 @@ class Setup:
     pairs: dict[str, LoraPair]
     record: dict[str, Any]
     decoder: Decoder
+    operations: Operations | None
 
 
 @dataclass
@@ -109,7 +112,9 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     old = read_record(folder) if folder and request.resume else None
     choices = choose(request.compute, base.spec, set_threads(request.training.threads), old)
     decoder = load_decoder(base.gguf, base.spec, choices.dtype, choices.packed)
-    setup = Setup(base, dataset, lora, pairs, _record(request, base, dataset, lora, choices), decoder)
+    setup = Setup(
+        base, dataset, lora, pairs, _record(request, base, dataset, lora, choices), decoder, choices.operations
+    )
     outcome.base, outcome.alpha = base, lora.file_alpha
     if request.dry_run:
         yield from _dry_run(request, setup)
@@ -191,7 +196,7 @@ def _job(request: Request, setup: Setup, state: State) -> Job:
         examples=setup.dataset.train.encoded,
         validation=setup.dataset.validation.encoded,
         config=request.training,
-        work=Workspace(state.micro_batch_tokens) if compute.kernels == "explicit" else None,
+        work=Workspace(state.micro_batch_tokens, setup.operations) if setup.operations else None,
         dropout=setup.lora.dropout,
         packing=compute.packing == "on",
     )
@@ -251,6 +256,7 @@ def _record(request: Request, base: Base, dataset: Dataset, lora: LoraConfig, ch
             "gguflora": version("gguflora"),
             **environment(torch.get_num_threads()),
             "compute dtype": str(choices.dtype).removeprefix("torch."),
+            "kernels": choices.reasons["kernels"],
         },
         "choices": choices.reasons | {"best adapter": f"the one of the lowest {best}"},
     }

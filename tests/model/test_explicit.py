@@ -52,6 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
 ALL_MODELS = pytest.mark.parametrize("numbers", MODELS.values(), ids=MODELS)
 RICH_MODELS = pytest.mark.parametrize("numbers", [EVERYTHING, PATCHED], ids=["everything", "every option"])
 EXPLICIT = pytest.mark.parametrize("name", ["explicit", "recompute"])
+VERSION = pytest.mark.parametrize("name", ["explicit", "compiled"])
 DROPOUT = pytest.mark.parametrize("rate", [0.0, 0.3], ids=["", "dropout"])
 
 
@@ -100,23 +101,25 @@ def test_it_is_autograd_in_float64(tmp_path: Path, numbers: dict[str, Any], name
 
 @ALL_MODELS
 @DROPOUT
-def test_it_is_autograd_in_float32(tmp_path: Path, numbers: dict[str, Any], rate: float) -> None:
+@VERSION
+def test_it_is_autograd_in_float32(tmp_path: Path, numbers: dict[str, Any], rate: float, name: str) -> None:
     model, row = tiny(tmp_path, torch.float32, **numbers), row_of(rate=rate)
     expected = outcome(model, row, Method(None))
-    for tensor, value in outcome(model, row, method_named("explicit")).items():
+    for tensor, value in outcome(model, row, method_named(name)).items():
         assert_close(value, expected[tensor], 1e-5, tensor)  # float32 rounds at 6e-8
 
 
 @RICH_MODELS
 @DROPOUT
+@VERSION
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_errs_at_most_twice_as_much_as_autograd(
-    tmp_path: Path, numbers: dict[str, Any], rate: float, dtype: torch.dtype
+    tmp_path: Path, numbers: dict[str, Any], rate: float, dtype: torch.dtype, name: str
 ) -> None:
     """Of a whole row, against the same weights in float64; all pairs of a kind together, for little luck."""
     row = row_of((40, 23, 38), rate)
     exact_model, model = (tiny(tmp_path, its, **numbers) for its in (torch.float64, dtype))
-    sides = outcome(model, row, method_named("explicit")), outcome(model, row, Method(None))
+    sides = outcome(model, row, method_named(name)), outcome(model, row, Method(None))
     fast, plain, exact = map(by_kind, (*sides, outcome(exact_model, row, Method(None))))
     for kind, values in fast.items():
         ratio = assert_as_exact(values, plain[kind], exact[kind], kind)
@@ -267,7 +270,7 @@ def test_recomputing_changes_no_bit_and_takes_less_memory(
     assert stored.work
     assert recomputing.work
     # Of three layers' buffers two are spared; what is left is the layers' inputs and what a backward works in.
-    assert recomputing.work.nbytes < 0.7 * stored.work.nbytes
+    assert recomputing.work.nbytes < 0.8 * stored.work.nbytes
 
 
 def test_rows_that_fit_make_no_buffer_grow(tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ def test_the_summary_adds_up(model: Tiny, tmp_path: Path):
 # --- the same bits ---
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "compiled"])
 def test_the_same_run_twice_is_the_same_to_the_bit(model: Tiny, method: str):
     (first, events), (second, again) = (run(model, validation=VALIDATION, epochs=2, method=method) for _ in range(2))
     assert bits(first) == bits(second)
