@@ -20,7 +20,7 @@ from gguflora.config import ComputeConfig
 from gguflora.data import Encoded
 from gguflora.events import Event, StepDone
 from gguflora.model import Workspace, load_decoder, with_pairs
-from gguflora.run.setting import keep_freed_memory, set_threads
+from gguflora.run.setting import set_threads
 from gguflora.train import Job, new_state, train
 
 Step = Callable[[int], float]
@@ -67,7 +67,6 @@ def contenders(dtype: str, tcmalloc: bool) -> list[Contender]:
 
 def gguflora_step(contender: Contender, workload: Workload) -> Step:
     """The training loop as it is, held still between two steps."""
-    keep_freed_memory()
     base = workload.base
     decoder = load_decoder(base.gguf, base.spec, getattr(torch, contender.dtype), contender.packed)
     limit = ComputeConfig().micro_batch_tokens

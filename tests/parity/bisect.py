@@ -38,7 +38,8 @@ Intermediates = dict[str, Floats]
 
 AFTER_ROPE = " after rope"
 ROUNDING = 1e-4
-"""Relative difference of an intermediate. Correct code gives 1e-6 on tiny models and 4e-6 on SmolLM2, a planted error 4e-3."""
+"""Relative difference of an intermediate. Correct code gives 1e-6 on tiny models and 4e-6 on SmolLM2; the smallest of
+the planted errors 4e-3."""
 
 SAME = {
     "inp_scaled": "embd",  # gemma3.cpp: the scaled embeddings
