@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,7 +33,7 @@ their reasons are in `tests/numerics.py` and in the tests; *deviation* is that o
 
 - {date}; {machine}
 - {versions}; llama.cpp computes with a float32 cache and without flash attention
-- {passed} tests passed, {skipped} were skipped
+- {passed} tests passed, {skipped} were skipped, {left_out} left out on request
 """
 
 
@@ -43,6 +43,10 @@ class Collector:
 
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
+    left_out: int = 0
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.left_out += len(items)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.skipped:
@@ -69,6 +73,7 @@ def page(collector: Collector) -> str:
         versions=", ".join(f"{name} {version(name)}" for name in PACKAGES),
         passed=collector.outcomes.get("passed", 0),
         skipped=collector.outcomes.get("skipped", 0),
+        left_out=collector.left_out,
     )
     sections = (section(file, figures) for file, figures in sorted(collector.figures.items()) if figures)
     return "\n".join([head, *sections])
