@@ -38,6 +38,13 @@ MUTANTS = (
         "tests/model/test_gradients.py",
     ),
     Mutant(
+        "values get no gradient",
+        "model/explicit_attention.py",
+        "    d_v.copy_(dv)",
+        "    d_v.zero_()",
+        "tests/model/test_gradients.py",
+    ),
+    Mutant(
         "a backward writes where it still reads",
         "model/explicit.py",
         '    dy = work.take("dy", tuple(dh.shape), dtype)',
@@ -87,6 +94,13 @@ MUTANTS = (
         "tests/train/test_step.py",
     ),
     Mutant(
+        "a sum in place of the mean of a step",
+        "train/step.py",
+        "packed_row(micro_batch, dropout), 1 / total, method)",
+        "packed_row(micro_batch, dropout), 1.0, method)",
+        "tests/train/test_step.py",
+    ),
+    Mutant(
         "the last, shorter step counts less",
         "train/loop.py",
         "    update(state, gradients, rate, job.config.weight_decay)",
@@ -106,6 +120,13 @@ MUTANTS = (
         "for weight in packed for part in weight.parts)",
         "for weight in reversed(packed) for part in weight.parts)",
         "tests/model/test_explicit.py",
+    ),
+    Mutant(
+        "one half of a block's scales is not looked at",
+        "kernels/dequantise/finite.py",
+        "    GgmlType.Q5_1: slice(0, 4),",
+        "    GgmlType.Q5_1: slice(0, 2),",
+        "tests/kernels/test_dequantise.py",
     ),
     Mutant(
         "a position that sees nothing",

@@ -28,7 +28,7 @@ from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_exampl
 from gguflora.run.folder import check_folder, claim_folder, read_record, write_record
 from gguflora.run.initial import file_hash, initial_pairs
 from gguflora.run.opening import Base, model_loaded, open_base
-from gguflora.run.setting import environment, keep_freed_memory, set_threads
+from gguflora.run.setting import environment, set_threads
 from gguflora.run.start import Start, resumed_start
 from gguflora.run.verify import answers, verify
 from gguflora.train import Checkpoints, Job, State, first_batch, new_state, summary, train
@@ -186,7 +186,6 @@ def _train(request: Request, setup: Setup, state: State, checkpoints: Checkpoint
 
 
 def _job(request: Request, setup: Setup, state: State) -> Job:
-    keep_freed_memory()
     compute = request.compute
     # Going on with a smaller limit is possible, with a larger one than was found to fit it is not.
     state.micro_batch_tokens = min(state.micro_batch_tokens, compute.micro_batch_tokens)

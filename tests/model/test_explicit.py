@@ -5,6 +5,7 @@ Blocks of attention and chunks of the head are small here, so that a tiny row ha
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gguflora.data import pack
+from gguflora.errors import FileError
 from gguflora.gguf import GgmlType, GgufFile, ValueType, open_gguf, write_gguf
 from gguflora.gguf.writer import Tensor as FileTensor
 from gguflora.kernels.attention import explicit as attention
@@ -213,6 +215,18 @@ def test_the_bare_base_has_a_loss_and_no_gradients(tmp_path: Path) -> None:
     assert loss == pytest.approx(float(expected), rel=1e-12)
 
 
+@DROPOUT
+@RICH_MODELS
+def test_a_row_without_a_trained_token_has_no_loss_and_teaches_nothing(
+    tmp_path: Path, numbers: dict[str, Any], rate: float, method: Method
+) -> None:
+    model, row = tiny(tmp_path, torch.float32, **numbers), row_of(rate=rate)
+    found = outcome(model, replace(row, labels=torch.full_like(row.labels, -100)), method)
+    assert found.pop("nll").shape == (0,)
+    assert {name for name, value in found.items() if value.count_nonzero()} == set()
+    assert measured(model.decoder, replace(row, labels=torch.full_like(row.labels, -100)), method).shape == (0,)
+
+
 # --- its buffers ---
 
 
@@ -323,6 +337,22 @@ def value_type(source: GgufFile, key: str) -> ValueType:
     found = source.metadata.value_type(key)
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["resident", "packed"])
+@pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.attn_k.weight", "blk.2.ffn_down.weight", "output.weight"])
+def test_a_block_whose_scale_is_not_finite_is_refused_by_its_tensors_name(
+    tmp_path: Path, name: str, packed: bool
+) -> None:
+    file = quantised(tmp_path, {}, GgmlType.Q8_0)
+    spoilt = bytearray(file.path.read_bytes())
+    raw = bytes(file.raw(name))
+    assert spoilt.count(raw) == 1
+    last_block = spoilt.index(raw) + len(raw) - 34
+    spoilt[last_block : last_block + 2] = b"\x00\x7c"  # an infinite float16
+    (tmp_path / "spoilt.gguf").write_bytes(spoilt)
+    with pytest.raises(FileError, match=rf"spoilt\.gguf: tensor {re.escape(name)} holds values that are not finite"):
+        load_tiny(open_gguf(tmp_path / "spoilt.gguf"), torch.float32, packed)
 
 
 def test_quantising_shows(tmp_path: Path) -> None:

@@ -80,7 +80,8 @@ def forward_backward(
 
 
 def _chunks(n: int) -> list[slice]:
-    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
+    # Without any row there is one chunk still, an empty one: its sums are zeros of the right shapes.
+    return [slice(start, start + CHUNK) for start in range(0, max(n, 1), CHUNK)]
 
 
 def _logits(
