@@ -46,7 +46,11 @@ def _compile(function: Callable[..., None], fastmath: set[str]) -> Any:
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
         binding.add_symbol(f"gguflora_{name}", _symbol(name))
     signature = types.void(types.CPointer(types.int64))
-    return cfunc(signature, cache=True, fastmath=fastmath or False, error_model="numpy")(function)
+    options = {"fastmath": fastmath or False, "error_model": "numpy"}
+    try:
+        return cfunc(signature, cache=True, **options)(function)
+    except RuntimeError:  # numba found no folder that it may write its cache to
+        return cfunc(signature, **options)(function)
 
 
 def _symbol(name: str) -> int:
