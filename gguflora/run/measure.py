@@ -15,7 +15,7 @@ from gguflora.gguf import check_fits, read_adapter
 from gguflora.kernels.operations import choose_operations
 from gguflora.model import Decoder, Workspace, from_adapter, load_decoder, with_pairs
 from gguflora.run.opening import Base, open_base
-from gguflora.run.setting import set_threads
+from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.train import Method, evaluate
 
 MICRO_BATCH_TOKENS = 2048
@@ -33,6 +33,7 @@ def measure(model: Path, examples: Sequence[Example], lora: Path | None, scale: 
     base = open_base(model)
     prepared = prepare(examples, base.tokenizer, base.template, base.spec.context_length)
     set_threads(None)
+    bound_product_caches()
     measured = evaluate(
         _decoder(base, lora, scale),
         prepared.encoded,
