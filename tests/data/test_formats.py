@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gguflora.data import json_records
+from gguflora.data import json_records, lines
 from gguflora.data.example import Example, Message
 from gguflora.data.formats import dataset_hash, load_alpaca, load_examples, load_jsonl, save_jsonl
 from gguflora.errors import DataError
@@ -175,7 +175,8 @@ BAD = {
     "unknown shape": (
         b'{"question": "a", "answer": "b"}',
         ":1: the record's keys are 'question', 'answer'; write it with the keys of one of: messages; conversations; "
-        r"completion \+ prompt; instruction \+ output \(and input\); assistant \+ user \(and system\)\.",
+        r"completion \+ prompt; instruction \+ output \(and input\); assistant \+ user \(and system\); "
+        r"chosen \+ rejected \(and prompt\); input \+ preferred_output; text\.",
     ),
     "no key": (b"{}", ":1: the record's keys are none; write"),
     "missing output": (b'{"instruction": "a", "input": "b"}', ":1: the record's keys are 'instruction', 'input';"),
@@ -241,7 +242,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
 def test_a_line_beyond_the_limit_is_refused_and_one_at_the_limit_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(json_records, "MAX_LINE", len(GOOD))
+    monkeypatch.setattr(lines, "MAX_LINE", len(GOOD))
     assert len(load_jsonl(written(tmp_path, GOOD * 3))) == 3
     with pytest.raises(DataError, match=f":2: the line is longer than {len(GOOD)} bytes"):
         load_jsonl(written(tmp_path, GOOD + GOOD[:-1] + b"  \n"))
@@ -253,7 +254,7 @@ def test_an_array_on_one_line_may_be_longer_than_a_line_but_not_than_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     data = b"[" + b",".join([GOOD.strip()] * 10) + b"]"
-    monkeypatch.setattr(json_records, "MAX_LINE", 50)
+    monkeypatch.setattr(lines, "MAX_LINE", 50)
     monkeypatch.setattr(json_records, "MAX_ARRAY", len(data))
     assert len(load_jsonl(written(tmp_path, data))) == 10
     monkeypatch.setattr(json_records, "MAX_ARRAY", len(data) - 1)
