@@ -51,7 +51,7 @@ def read_parquet_records(file: BinaryIO, name: str, keys: Collection[str]) -> It
         table = pyarrow.parquet.ParquetFile(file, read_dictionary=texts)
         batches = table.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False)
         yield from _numbered((row for batch in batches for row in _rows(batch, columns)), name)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: a text of no UTF-8
         raise _damaged(name, error) from error
 
 
@@ -70,7 +70,7 @@ def read_datasets_records(folder: Path, keys: Collection[str]) -> Iterator[Found
     paths = _arrow_files(folder)
     try:
         yield from _numbered((row for path in paths for row in _rows_of_stream(pyarrow, path, keys)), str(folder))
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: a text of no UTF-8
         raise _damaged(str(folder), error) from error
 
 
@@ -138,12 +138,13 @@ def _damaged(name: str, error: Exception) -> DataError:
     return DataError(f"{name} can't be read ({' '.join(str(error).split())[:200]}); get it again.")
 
 
-def _pyarrow(module: str) -> ModuleType:
+def _pyarrow(part: str) -> ModuleType:
     """pyarrow, with one of its modules loaded."""
     try:
         import pyarrow
 
-        import_module(f"pyarrow.{module}")
+        import_module(f"pyarrow.{part}")
     except ImportError as error:
         raise UsageError("Parquet and Arrow files need pyarrow: pip install 'gguflora[parquet]'.") from error
-    return pyarrow
+    module: ModuleType = pyarrow
+    return module

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, BinaryIO
 from gguflora.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from _typeshed import WriteableBuffer
 
 COMPRESSIONS = (".gz", ".zst")
 
 MAX_EXPANSION = 200  # bytes that may come out of each byte of the file
-GRACE = 16 * 2**20  # bytes that may come out whatever the file's size: short files of one phrase are no bombs
+GRACE = 2**20  # bytes that may come out whatever the file's size: short files of one phrase are no bombs
 MAX_UNPACKED = 2**40  # bytes that may come out of one file
 _MAX_WINDOW = 27  # log2 of the bytes that zstd may look back: what its command allows without being asked
-_BLOCK = 2**17  # bytes
+_BLOCK = 2**17  # bytes that come out at a time
+_PACKED_BLOCK = 2**13  # bytes that go in at a time: what is read ahead counts as if it were unpacked
 
 
 class _Counted(io.RawIOBase):
@@ -37,9 +38,10 @@ class _Counted(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Buffer) -> int:
-        data = self._file.read(len(memoryview(buffer)))
-        memoryview(buffer)[: len(data)] = data
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        room = memoryview(buffer)
+        data = self._file.read(min(len(room), _PACKED_BLOCK))
+        room[: len(data)] = data
         self.bytes += len(data)
         return len(data)
 
@@ -57,7 +59,7 @@ class _Unpacked(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         room = memoryview(buffer)
         try:
             data = self._unpacked.read(len(room))

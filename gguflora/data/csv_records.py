@@ -1,8 +1,8 @@
 """Rows of a CSV or TSV file that may come from a stranger, as records whose keys are the columns' names.
 
 The first row names the columns. Quoting is that of RFC 4180, between tabs as well: a cell that begins with a quote may
-hold separators, line ends and doubled quotes. Cells are text, but `weight` is a number, and `messages` and
-`conversations` hold JSON. An empty cell of a column that a record may lack counts as absent.
+hold separators, line ends and doubled quotes. All cells are text; `typed` then makes numbers and JSON of those that are
+meant so, by our keys, which columns of other names may have been given in between.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, BinaryIO
 
 from gguflora.data.json_records import MAX_DEPTH, STRICT, deeper_than
 from gguflora.data.lines import MAX_LINE, Found, Place, decode, numbered_lines, require_length
+from gguflora.data.records import OPTIONAL_KEYS
 from gguflora.errors import DataError
 
 MAX_COLUMNS = 4096
 
-_OPTIONAL = frozenset({"weight", "input", "system"})
 _JSON = frozenset({"messages", "conversations"})
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 
@@ -50,7 +50,7 @@ class _Lines:
 
 
 def read_csv_records(file: BinaryIO, name: str, separator: str) -> Iterator[Found]:
-    """The rows behind the first, each with the place of its first line; a row that does not fit comes as a DataError.
+    """The rows behind the first as texts, each with the place of its first line; one that does not fit is a DataError.
 
     Args:
         file: to be read from where it stands.
@@ -105,23 +105,25 @@ def _check_names(names: list[str], place: Place, separator: str) -> None:
                 )
 
 
-def _record(names: list[str], row: list[str], place: Place) -> dict[str, Any] | DataError:
-    if len(row) != len(names):
-        return DataError(
-            f"{place}: the row has {len(row)} cells and the first row names {len(names)} columns; "
-            "put a cell that holds a separator in quotes."
-        )
-    try:
-        return {
-            name: _value(name, cell, place)
-            for name, cell in zip(names, row, strict=True)
-            if cell or name not in _OPTIONAL | _JSON
-        }
-    except DataError as error:
-        return error
+def typed(record: dict[str, str], place: str) -> dict[str, Any]:
+    """A row with a number as its weight, decoded messages, and without empty cells that a record may lack.
+
+    Raises:
+        DataError: a cell is not what it must be.
+    """
+    return {key: _value(key, cell, place) for key, cell in record.items() if cell or key not in OPTIONAL_KEYS | _JSON}
 
 
-def _value(name: str, cell: str, place: Place) -> Any:
+def _record(names: list[str], row: list[str], place: Place) -> dict[str, str] | DataError:
+    if len(row) == len(names):
+        return dict(zip(names, row, strict=True))
+    return DataError(
+        f"{place}: the row has {len(row)} cells and the first row names {len(names)} columns; "
+        "put a cell that holds a separator in quotes."
+    )
+
+
+def _value(name: str, cell: str, place: str) -> Any:
     if name == "weight":
         try:
             return float(cell)

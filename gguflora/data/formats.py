@@ -13,8 +13,8 @@ from pathlib import Path
 from gguflora.config import ReadConfig
 from gguflora.data.example import Example
 from gguflora.data.lines import MAX_LINE
-from gguflora.data.reading import example_of, iterate_examples, records_of
-from gguflora.data.records import CONVERSATIONS, INSTRUCTION, KEYS, REFUSED_KEYS, Shape, write_record
+from gguflora.data.reading import examples_of, iterate_examples
+from gguflora.data.records import CONVERSATIONS, INSTRUCTION, Shape, write_record
 from gguflora.data.sources import Format, Source, compression_of, is_folder, text_files
 from gguflora.errors import DataError
 from gguflora.storage import write_atomically
@@ -129,8 +129,7 @@ def _load(path: str | Path, format: Format, shapes: tuple[Shape, ...] | None = N
 
 def _examples(source: Source, shapes: tuple[Shape, ...] | None = None) -> list[Example]:
     examples = []
-    for place, value in records_of(source, {*KEYS, *REFUSED_KEYS}):
-        example = example_of(value, place, shapes)
+    for example in examples_of(source, {}, set(), shapes):
         if isinstance(example, DataError):
             raise example
         examples.append(example)

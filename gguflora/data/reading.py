@@ -10,7 +10,7 @@ from pathlib import Path
 from gguflora.config import ReadConfig
 from gguflora.data.arrow_records import read_datasets_records, read_parquet_records
 from gguflora.data.columns import check_columns, renamed
-from gguflora.data.csv_records import read_csv_records
+from gguflora.data.csv_records import read_csv_records, typed
 from gguflora.data.example import Example
 from gguflora.data.json_records import read_json_records
 from gguflora.data.lines import Found
@@ -39,18 +39,12 @@ def iterate_examples(
     """
     columns = reading.columns
     check_columns(columns)
-    unseen = set(columns) & OPTIONAL_KEYS
     found = [source for given in sources for source in find_sources(given)]
     weights = _weights(found, reading.source_weights)
-    keys = {*KEYS, *REFUSED_KEYS, *columns.values()}
+    met: set[str] = set()
     first_bad, usable = "", False
     for source, factor in zip(found, weights, strict=True):
-        for place, record in records_of(source, keys):
-            value = record
-            if columns and isinstance(value, dict):
-                unseen = {key for key in unseen if columns[key] not in value}
-                value = renamed(value, columns)
-            example = example_of(value, place)
+        for example in examples_of(source, columns, met):
             if isinstance(example, Example):
                 usable = True
                 yield example if factor == 1 else _weighed(example, factor)
@@ -61,35 +55,46 @@ def iterate_examples(
                 raise example
     if not usable:
         raise _nothing(first_bad)
-    if unseen:
-        key = min(unseen)
+    # A record without a key that it needs is refused; a misspelt column of another would get lost unseen.
+    for key in sorted(columns.keys() & OPTIONAL_KEYS - met):
         raise UsageError(f"--column {key}={columns[key]}: no record has a {columns[key]!r}; correct the name.")
 
 
-def records_of(source: Source, keys: Collection[str]) -> Iterator[Found]:
-    """The records of one source, at least one.
+def examples_of(
+    source: Source, columns: Mapping[str, str], met: set[str], shapes: tuple[Shape, ...] | None = None
+) -> Iterator[Example | DataError]:
+    """The examples of one source; for a record that stands for none, why. At least one of either.
 
     Args:
         source: where they are, and in which format.
-        keys: those that can mean something; a format that can read them alone does so.
+        columns: our key -> the records' key.
+        met: gains the keys whose column a record had.
+        shapes: those that are allowed; all without it.
 
     Raises:
-        DataError: it can't be read, or holds no record.
+        DataError: the source can't be read, or holds no record.
         UsageError: a package is missing that could read it.
     """
     empty = True
-    for found in _records(source, keys):
+    for place, value in _records(source, {*KEYS, *REFUSED_KEYS, *columns.values()}):
         empty = False
-        yield found
+        if columns and isinstance(value, dict):
+            met |= {key for key, column in columns.items() if column in value}
+        yield _example(value, place, source, columns, shapes)
     if empty:
         raise DataError(f"{source.name} holds no record; it needs at least one.")
 
 
-def example_of(value: object, place: str, shapes: tuple[Shape, ...] | None = None) -> Example | DataError:
-    """The example that a record stands for, or why it stands for none."""
+def _example(
+    value: object, place: str, source: Source, columns: Mapping[str, str], shapes: tuple[Shape, ...] | None
+) -> Example | DataError:
     if isinstance(value, DataError):
         return value
     try:
+        if isinstance(value, dict):
+            value = renamed(value, columns)
+            if source.format in ("csv", "tsv"):
+                value = typed(value, place)
         return read_record(value, place, shapes)
     except DataError as error:
         return error

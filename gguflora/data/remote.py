@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from gguflora.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from _typeshed import WriteableBuffer
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: C:// is a disk
 _BLOCK = 2**17  # bytes
@@ -34,7 +34,7 @@ def matching_addresses(pattern: str) -> list[str]:
         DataError: the file system refuses.
         UsageError: fsspec is not installed.
     """
-    fsspec = _fsspec()
+    fsspec = _fsspec_for(pattern)
     with _told(pattern):
         system, path = fsspec.core.url_to_fs(pattern)
         return sorted(system.unstrip_protocol(found) for found in system.glob(path))
@@ -53,7 +53,7 @@ class _Told(io.RawIOBase):
     def seekable(self) -> bool:
         return self._file.seekable()
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: WriteableBuffer) -> int:
         room = memoryview(buffer)
         with _told(self._address):
             data = self._file.read(len(room))
@@ -76,9 +76,7 @@ def open_address(address: str) -> Iterator[BinaryIO]:
         DataError: the file system refuses, now or while it is read.
         UsageError: fsspec is not installed, or what it needs for this kind of address.
     """
-    if "::" in address:  # zip:: and its kind would unpack unmeasured
-        raise DataError(f"{address} chains addresses, which is not read; give the file's own address.")
-    fsspec = _fsspec()
+    fsspec = _fsspec_for(address)
     with _told(address):
         file = fsspec.open(address, "rb").open()
     with file:
@@ -98,7 +96,9 @@ def _told(address: str) -> Iterator[None]:
         raise DataError(f"{address} can't be read ({cause}); check the address and your access to it.") from error
 
 
-def _fsspec() -> ModuleType:
+def _fsspec_for(address: str) -> ModuleType:
+    if "::" in address:  # zip:: and its kind would unpack unmeasured
+        raise DataError(f"{address} chains addresses, which is not read; give the file's own address.")
     try:
         import fsspec
     except ImportError as error:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gzip
 import io
 import sys
+import time
 import tracemalloc
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from gguflora.data import compression, load_csv, load_examples, load_jsonl, load_text
+from gguflora.data import compression, iterate_examples, load_csv, load_examples, load_jsonl, load_text
 from gguflora.data.compression import unpacked
 from gguflora.data.example import Example
 from gguflora.errors import DataError, UsageError
@@ -80,33 +82,34 @@ def bomb(path: Path, line: bytes, mib: int) -> Path:
 
 
 LINES = {
-    "no line end": (b"a", r"longer than 16777216 bytes|refused as a bomb"),
-    "blank lines": (b"\n", "refused as a bomb"),
-    "good lines": (b'{"prompt": "a", "completion": "b"}\n', "refused as a bomb"),
+    "no line end": b"a",
+    "blank lines": b"\n",
+    "good lines": b'{"prompt": "a", "completion": "b"}\n',
 }
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 @pytest.mark.parametrize("line", LINES)
-def test_a_bomb_is_refused_in_bounded_memory(line: str, suffix: str, tmp_path: Path):
-    """150 MiB out of some 100 KB: refused at 16 MiB and 200 times what was read."""
-    content, message = LINES[line]
-    path = bomb(tmp_path / f"d.jsonl{suffix}", content, 150)
+def test_a_bomb_is_refused_soon(line: str, suffix: str, tmp_path: Path):
+    """150 MiB out of some 100 KB: refused at 1 MiB and 200 times what was read."""
+    path = bomb(tmp_path / f"d.jsonl{suffix}", LINES[line], 150)
     assert path.stat().st_size < MIB
+    began = time.monotonic()
+    with pytest.raises(DataError, match="refused as a bomb") as refused:
+        deque(iterate_examples([path]), maxlen=1)
+    assert "d.jsonl" in str(refused.value)
+    assert time.monotonic() - began < 30  # 3 s on an idle machine, where all of it would take 200
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_bomb_without_a_line_end_is_not_held(suffix: str, tmp_path: Path):
+    path = bomb(tmp_path / f"d.jsonl{suffix}", b"a", 150)
     tracemalloc.start()
-    with pytest.raises(DataError, match=message) as refused:
-        for _ in iterate(path):
-            pass
+    with pytest.raises(DataError, match="refused as a bomb"):
+        load_jsonl(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "d.jsonl" in str(refused.value)
-    assert peak < 64 * MIB  # a line's limit is 16 MiB, held twice while it is read
-
-
-def iterate(path: Path) -> object:
-    from gguflora.data import iterate_examples
-
-    return iterate_examples([path])
+    assert peak < 16 * MIB
 
 
 def test_the_bomb_is_told_exactly(monkeypatch: pytest.MonkeyPatch):

@@ -5,19 +5,30 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gguflora.data import csv_records, lines, load_csv
-from gguflora.data.csv_records import read_csv_records
+from gguflora.data.csv_records import read_csv_records, typed
 from gguflora.data.example import Example
 from gguflora.errors import DataError
 
 
-def records(data: bytes, separator: str = ",") -> list[object]:
+def records(data: bytes, separator: str = ",") -> list[tuple[str, Any]]:
     return list(read_csv_records(io.BytesIO(data), "d.csv", separator))
+
+
+def rows(data: bytes) -> list[dict[str, object]]:
+    """Records as they are used; the first that can't be is raised."""
+    made = []
+    for place, value in records(data):
+        if isinstance(value, DataError):
+            raise value
+        made.append(typed(value, place))
+    return made
 
 
 READ = {
@@ -52,7 +63,7 @@ def test_tabs_separate_a_tsv_and_commas_are_text(tmp_path: Path):
 
 
 def test_weights_are_numbers_and_empty_optional_cells_are_absent():
-    [(_, first), (_, second)] = records(b"instruction,input,output,weight\na,,b,\nc,d,e,0.5\n")
+    [first, second] = rows(b"instruction,input,output,weight\na,,b,\nc,d,e,0.5\n")
     assert first == {"instruction": "a", "output": "b"}
     assert second == {"instruction": "c", "input": "d", "output": "e", "weight": 0.5}
 
@@ -99,11 +110,6 @@ BAD = {
         "d.csv:3: the row's quotes or line ends are wrong (unexpected end of data); "
         'put a cell that holds a quote in quotes, and write the quote twice ("").',
     ),
-    "lines that end as on old Macs": (
-        b"prompt,completion\ra,b\r",
-        "d.csv:1: the row's quotes or line ends are wrong (new-line character seen in unquoted field - do you need to "
-        "open the file with newline=''?); put a cell that holds a quote in quotes, and write the quote twice (\"\").",
-    ),
     "latin-1": (
         b"prompt,completion\na,caf\xe9\n",
         "d.csv:2: byte 6 of the line (0xe9) is not UTF-8; save the file as UTF-8.",
@@ -133,10 +139,13 @@ BAD = {
 def test_what_can_not_be_read_is_said_with_its_line(case: str):
     data, message = BAD[case]
     with pytest.raises(DataError) as refused:
-        for _, value in records(data):
-            if isinstance(value, DataError):
-                raise value
+        rows(data)
     assert str(refused.value) == message
+
+
+def test_line_ends_of_old_macs_are_refused():
+    with pytest.raises(DataError, match=r"^d\.csv:1: the row's quotes or line ends are wrong \(new-line character"):
+        records(b"prompt,completion\ra,b\r")
 
 
 @pytest.mark.parametrize("data", [b"", b"\n\r\n", b"prompt,completion\n", b"\xef\xbb\xbf"])

@@ -89,8 +89,10 @@ def test_what_can_not_be_reached_is_said_with_its_address():
         DataError, match=r"^unheard://of/d\.jsonl can't be read \(Protocol not known: unheard.*\); check"
     ):
         load_examples(["unheard://of/d.jsonl"])
+    with pytest.raises(DataError, match=r"^zip://\*\.jsonl::memory://d\.zip chains addresses"):
+        load_examples(["zip://*.jsonl::memory://d.zip"])
     with pytest.raises(DataError, match=r"^zip://d\.jsonl::memory://d\.zip chains addresses, which is not read; give"):
-        load_examples(["zip://d.jsonl::memory://d.zip"])
+        load_jsonl("zip://d.jsonl::memory://d.zip")
 
 
 def test_an_error_in_the_middle_is_told_with_the_address(
