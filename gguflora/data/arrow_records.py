@@ -42,13 +42,14 @@ def read_parquet_records(file: BinaryIO, name: str, keys: Collection[str]) -> It
     """
     pyarrow = _pyarrow("parquet")
     try:
-        table = pyarrow.parquet.ParquetFile(file)
+        # Not read ahead: that is memory, and threads of pyarrow that still hold the file when Python ends abort it.
+        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)
         _check_size(table.metadata, file, name)
         schema = table.schema_arrow
         columns = _columns(schema.names, keys, name)
         # A long text that stands in many rows stands in the file once: so it shall in memory.
         texts = [column for column in columns if pyarrow.types.is_string(schema.field(column).type)]
-        table = pyarrow.parquet.ParquetFile(file, read_dictionary=texts)
+        table = pyarrow.parquet.ParquetFile(file, read_dictionary=texts, pre_buffer=False)
         batches = table.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False)
         yield from _numbered((row for batch in batches for row in _rows(batch, columns)), name)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: a text of no UTF-8
