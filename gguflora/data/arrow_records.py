@@ -20,11 +20,13 @@ from gguflora.data.lines import Found
 from gguflora.errors import DataError, UsageError
 
 MAX_ROW_GROUP = 2**30  # bytes of a Parquet file's row group, unpacked: what is read may take that much memory
+MAX_BATCH = 2**26  # bytes that the rows unpacked at a time may take if one may be as large as its row group
 MAX_COLUMNS = 4096
 STATE = "state.json"  # what save_to_disk writes beside the rows
 SPLITS = "dataset_dict.json"  # what it writes above the folders of several splits
 
-_ROWS = 64  # of a Parquet file, unpacked at a time
+_ROWS = 64  # of a Parquet file, most that are unpacked at a time
+_BLOCK = 2**20  # bytes of a column read at a time
 _MAX_STATE = 2**20  # bytes
 
 
@@ -43,14 +45,10 @@ def read_parquet_records(file: BinaryIO, name: str, keys: Collection[str]) -> It
     pyarrow = _pyarrow("parquet")
     try:
         # Not read ahead: that is memory, and threads of pyarrow that still hold the file when Python ends abort it.
-        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False)
+        table = pyarrow.parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BLOCK)
         _check_size(table.metadata, file, name)
-        schema = table.schema_arrow
-        columns = _columns(schema.names, keys, name)
-        # A long text that stands in many rows stands in the file once: so it shall in memory.
-        texts = [column for column in columns if pyarrow.types.is_string(schema.field(column).type)]
-        table = pyarrow.parquet.ParquetFile(file, read_dictionary=texts, pre_buffer=False)
-        batches = table.iter_batches(batch_size=_ROWS, columns=columns, use_threads=False)
+        columns = _columns(table.schema_arrow.names, keys, name)
+        batches = _batches(table, columns)
         yield from _numbered((row for batch in batches for row in _rows(batch, columns)), name)
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: a text of no UTF-8
         raise _damaged(name, error) from error
@@ -73,6 +71,14 @@ def read_datasets_records(folder: Path, keys: Collection[str]) -> Iterator[Found
         yield from _numbered((row for path in paths for row in _rows_of_stream(pyarrow, path, keys)), str(folder))
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:  # ValueError: a text of no UTF-8
         raise _damaged(str(folder), error) from error
+
+
+def _batches(table: Any, columns: list[str]) -> Iterator[Any]:
+    """Few rows at a time: a text that stands in many rows stands in the file once, but in memory in each of them."""
+    for index in range(table.metadata.num_row_groups):
+        size = max(1, table.metadata.row_group(index).total_byte_size)
+        rows = min(max(1, MAX_BATCH // size), _ROWS)
+        yield from table.iter_batches(rows, row_groups=[index], columns=columns, use_threads=False)
 
 
 def _rows_of_stream(pyarrow: ModuleType, path: Path, keys: Collection[str]) -> Iterator[dict[str, Any]]:
