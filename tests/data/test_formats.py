@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gguflora.data import json_records, lines
+from gguflora.data import json_records, lines, load_conversations, load_text, text_records
 from gguflora.data.example import Example, Message
 from gguflora.data.formats import dataset_hash, load_alpaca, load_examples, load_jsonl, save_jsonl
 from gguflora.errors import DataError
@@ -103,6 +103,49 @@ def test_alpaca_reads_arrays_and_lines_and_refuses_other_shapes(tmp_path: Path):
     other = written(tmp_path, json.dumps(SHAPES["completion"][0]).encode(), "c.jsonl")
     with pytest.raises(DataError, match=r"c.jsonl:1: the record's keys are 'prompt', 'completion'; .* instruction"):
         load_alpaca(other)
+
+
+def test_conversations_are_read_as_sharegpt_has_them_and_other_shapes_refused(tmp_path: Path):
+    record, expected = SHAPES["sharegpt"]
+    assert load_conversations(written(tmp_path, json.dumps([record] * 2).encode(), "a.json")) == [expected] * 2
+    assert load_conversations(written(tmp_path, json.dumps(record).encode(), "b.jsonl")) == [expected]
+    other = written(tmp_path, json.dumps(SHAPES["messages"][0]).encode(), "c.jsonl")
+    with pytest.raises(DataError) as refused:
+        load_conversations(other)
+    assert str(refused.value) == (
+        f"{other}:1: the record's keys are 'messages'; write it with the keys of one of: conversations."
+    )
+
+
+def test_a_text_file_is_one_document_and_a_folder_one_for_each(tmp_path: Path):
+    text = "\r\nOnce\tupon <|im_end|> \u2028 a time.\n\n"
+    one = written(tmp_path, b"\xef\xbb\xbf" + text.encode(), "b.txt")
+    written(tmp_path, b"# A title\n", "a.md")
+    written(tmp_path, GOOD, "c.jsonl")
+    assert load_text(one) == [Example.completion("", text)]
+    loaded = load_text(tmp_path)
+    assert loaded == [Example.completion("", "# A title\n"), Example.completion("", text)]
+    assert [example.source for example in loaded] == [str(tmp_path / "a.md"), str(one)]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", " holds no text; leave it out."),
+        (b"\xef\xbb\xbf \r\n\t", " holds no text; leave it out."),
+        (b"one\ncaf\xe9", ":2: byte 4 of the line (0xe9) is not UTF-8; save the file as UTF-8."),
+        ("Once".encode("utf-16"), ":1: the file looks like UTF-16; save it as UTF-8."),
+        (b"x" * 101, " is longer than 100 bytes; split it into several files."),
+    ],
+)
+def test_a_text_file_that_can_not_be_used_is_said(
+    data: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(text_records, "MAX_DOCUMENT", 100)
+    path = written(tmp_path, data, "d.txt")
+    with pytest.raises(DataError) as refused:
+        load_text(path)
+    assert str(refused.value) == f"{path}{message}"
 
 
 def test_several_files_come_in_the_order_given(tmp_path: Path):
