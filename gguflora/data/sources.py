@@ -5,7 +5,8 @@
 | -                                    | standard input, as JSONL                                             |
 | s3://..., hf://..., memory://...     | that address; with * all that fit                                    |
 | a folder that `datasets` saved       | its rows                                                             |
-| another folder                       | its files that have a suffix of FORMATS, sorted; no folders in it    |
+| another folder                       | its files that have a suffix of FORMATS, sorted; no folders in it,   |
+|                                      | and not its README and LICENSE, which tell of the data               |
 | a pattern with * ? [ that is no file | the files that fit, sorted; ** takes in folders                      |
 | anything else                        | that file                                                            |
 
@@ -46,7 +47,7 @@ _NOT_READ = {
     "save it as JSONL": (".pkl", ".pickle", ".npy", ".pt", ".arrow", ".feather", ".avro", ".orc", ".yaml", ".yml"),
     "it is a model": (".gguf", ".safetensors"),
 }
-_ABOUT = ("readme", "license")  # documents that tell of a folder's records
+_ABOUT = ("readme", "license")  # texts that tell of a folder's data
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def compression_of(address: str) -> tuple[str, str]:
 
 
 def text_files(folder: Path) -> list[Source]:
-    """The text files in a folder, sorted; at least one.
+    """The text files in a folder, sorted, whatever they are called; at least one.
 
     Raises:
         DataError: it can't be read, or has none.
@@ -141,9 +142,7 @@ def _in_folder(folder: Path, named: str) -> list[Source]:
     if (folder / SPLITS).is_file():
         splits = sorted(path.parent.name for path in folder.glob(f"*/{STATE}"))
         raise DataError(f"{named} holds the splits {', '.join(splits) or 'none'}; name the folder of one of them.")
-    sources = list(_files(folder, named))
-    if any(source.format != "text" for source in sources):
-        sources = [source for source in sources if not _tells_of_records(source)]
+    sources = [source for source in _files(folder, named) if not _tells_of_records(source)]
     if not sources:
         raise DataError(f"{named} is a folder without a dataset file; put files into it that end in {_endings()}.")
     return sources

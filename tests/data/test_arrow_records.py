@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gguflora.data import arrow_records, iterate_examples, load_examples, load_parquet
 from gguflora.data.example import Example
 from gguflora.errors import DataError, UsageError
+from tests.data.saved_dataset import saved
 
 MIB = 2**20
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -27,21 +28,6 @@ EXAMPLES = [Example.completion("a", "b"), Example.completion("c", "d"), Example.
 def parquet(path: Path, columns: dict[str, Any], **options: Any) -> Path:
     pq.write_table(pa.table(columns), path, **options)
     return path
-
-
-def saved(folder: Path, columns: dict[str, Any], parts: int = 1) -> Path:
-    """As `datasets` saves it (Dataset.save_to_disk): Arrow streams, and two JSON files that name them."""
-    folder.mkdir()
-    table = pa.table(columns)
-    rows = -(-table.num_rows // parts)
-    names = [f"data-{part:05d}-of-{parts:05d}.arrow" for part in range(parts)]
-    for part, name in enumerate(names):
-        with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
-            stream.write_table(table.slice(part * rows, rows), max_chunksize=2)
-    state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "1f0", "_split": None}
-    (folder / "state.json").write_text(json.dumps(state))
-    (folder / "dataset_info.json").write_text("{}")
-    return folder
 
 
 def test_rows_are_records_named_by_their_number(tmp_path: Path):

@@ -8,9 +8,7 @@ import sys
 import time
 import tracemalloc
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 import pytest
 
@@ -18,15 +16,9 @@ from gguflora.data import compression, iterate_examples, load_csv, load_examples
 from gguflora.data.compression import unpacked
 from gguflora.data.example import Example
 from gguflora.errors import DataError, UsageError
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from tests.data.compressed import COMPRESS, OPEN, zstd
 
 MIB = 2**20
-COMPRESS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstd.compress}
-OPEN: dict[str, Callable[[Path, str], BinaryIO]] = {".gz": gzip.open, ".zst": zstd.open}
 EXAMPLE = Example.completion("a", "b")
 TEXTS = {
     ".jsonl": (load_jsonl, b'{"prompt": "a", "completion": "b"}\n', EXAMPLE),

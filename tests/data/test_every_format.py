@@ -26,8 +26,8 @@ from gguflora.data import Completion, load_examples
 from gguflora.data.example import Example, Message
 from gguflora.data.records import write_record
 from gguflora.errors import DataError
-from tests.data.test_arrow_records import saved
-from tests.data.test_compression import COMPRESS
+from tests.data.compressed import COMPRESS
+from tests.data.saved_dataset import saved
 
 MIB = 2**20
 COUNT = 1_000_000

@@ -95,6 +95,14 @@ def test_what_can_not_be_reached_is_said_with_its_address():
         load_jsonl("zip://d.jsonl::memory://d.zip")
 
 
+def test_a_package_that_an_address_needs_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(
+        UsageError, match=r"^s3://bucket/d\.jsonl needs a package that is not installed \(.*s3fs.*\); install"
+    ):
+        load_examples(["s3://bucket/d.jsonl"])
+
+
 def test_an_error_in_the_middle_is_told_with_the_address(
     memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
 ):

@@ -78,11 +78,12 @@ def test_a_folder_gives_its_dataset_files_sorted(tmp_path: Path):
     assert {source.given for source in find_sources(tmp_path)} == {str(tmp_path)}
 
 
-def test_a_readme_beside_records_is_about_them_and_among_texts_one_of_them(tmp_path: Path):
+def test_a_readme_is_about_the_data_unless_texts_are_asked_for(tmp_path: Path):
     records = made(tmp_path / "records", "README.md", "LICENSE.txt", "a.jsonl", "note.md")
     assert [Path(address).name for address in addresses(records)] == ["a.jsonl", "note.md"]
-    texts = made(tmp_path / "texts", "README.md", "b.txt")
-    assert [Path(address).name for address in addresses(texts)] == ["README.md", "b.txt"]
+    elsewhere = made(tmp_path / "elsewhere", "README.md", "data/train.jsonl")
+    with pytest.raises(DataError, match="elsewhere is a folder without a dataset file"):
+        find_sources(elsewhere)
     assert [Path(source.address).name for source in text_files(records)] == ["LICENSE.txt", "README.md", "note.md"]
 
 
