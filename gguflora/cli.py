@@ -161,12 +161,13 @@ def evaluate(
         json: Print one JSON object on one line.
     """
     from gguflora.data import load_examples
+    from gguflora.run.dataset import BAD_RECORD
     from gguflora.run.measure import measure
 
     bad_records: list[str] = []
     result = measure(model, load_examples(data, reading, bad_records.append), lora, scale)
     if bad_records:
-        result["skipped"]["bad record"] = len(bad_records)
+        result["skipped"][BAD_RECORD] = len(bad_records)
     if json:
         _print_json(result)
     else:

@@ -86,7 +86,7 @@ def _rows_of_stream(pyarrow: ModuleType, path: Path, keys: Collection[str]) -> I
         columns = _columns(stream.schema.names, keys, str(path))
         for batch in stream:
             batch.validate(full=True)  # offsets of a stranger's file: unchecked ones point anywhere
-            yield from _rows(batch.select(columns), columns)
+            yield from _rows(batch, columns)
 
 
 def _numbered(rows: Iterator[dict[str, Any]], name: str) -> Iterator[Found]:
@@ -95,9 +95,9 @@ def _numbered(rows: Iterator[dict[str, Any]], name: str) -> Iterator[Found]:
 
 
 def _rows(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    cells = [batch.column(index) for index in range(len(columns))]
+    cells = [(name, batch.column(name)) for name in columns]
     for row in range(batch.num_rows):
-        values = ((name, column[row].as_py()) for name, column in zip(columns, cells, strict=True))
+        values = ((name, column[row].as_py()) for name, column in cells)
         yield {name: value for name, value in values if value is not None}
 
 
@@ -106,6 +106,9 @@ def _columns(names: list[str], keys: Collection[str], name: str) -> list[str]:
     if not found:
         shown = ", ".join(repr(column)[:40] for column in names[:10]) or "none"
         raise DataError(f"{name} has the columns {shown}, and none that an example is made of; name yours by --column.")
+    twice = next((column for column in found if found.count(column) > 1), None)
+    if twice:
+        raise DataError(f"{name} has two columns {twice!r}; give each a name of its own.")
     return found
 
 

@@ -159,7 +159,7 @@ def _files(folder: Path, named: str) -> Iterator[Source]:
 
 
 def _tells_of_records(source: Source) -> bool:
-    return source.format == "text" and Path(source.address).name.lower().startswith(_ABOUT)
+    return source.format == "text" and Path(source.address).name.lower().partition(".")[0] in _ABOUT
 
 
 def _endings() -> str:

@@ -85,6 +85,21 @@ def test_rows_that_can_not_be_used_are_said(write: Any, columns: dict[str, Any],
     assert str(refused.value).startswith(str(path))
 
 
+@pytest.mark.parametrize("write", [parquet, saved], ids=["parquet", "saved"])
+def test_columns_are_told_apart_by_their_whole_names(write: Any, tmp_path: Path):
+    """pyarrow takes `prompt.old` for a part of `prompt`."""
+    columns = {"prompt.old": ["x"], "prompt": ["a"], "completion.old": ["y"], "completion": ["b"]}
+    assert load_parquet(write(tmp_path / "d", columns)) == [Example.completion("a", "b")]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path):
+    path = tmp_path / "d.parquet"
+    pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["prompt", "prompt", "completion"]), path)
+    with pytest.raises(DataError) as refused:
+        load_parquet(path)
+    assert str(refused.value) == f"{path} has two columns 'prompt'; give each a name of its own."
+
+
 def test_damaged_files_are_refused(tmp_path: Path):
     whole = parquet(tmp_path / "whole.parquet", ROWS).read_bytes()
     path = tmp_path / "d.parquet"

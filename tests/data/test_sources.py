@@ -79,12 +79,14 @@ def test_a_folder_gives_its_dataset_files_sorted(tmp_path: Path):
 
 
 def test_a_readme_is_about_the_data_unless_texts_are_asked_for(tmp_path: Path):
-    records = made(tmp_path / "records", "README.md", "LICENSE.txt", "a.jsonl", "note.md")
-    assert [Path(address).name for address in addresses(records)] == ["a.jsonl", "note.md"]
+    records = made(tmp_path / "records", "README.md", "LICENSE.txt", "a.jsonl", "licenses.txt", "note.md")
+    assert [Path(address).name for address in addresses(records)] == ["a.jsonl", "licenses.txt", "note.md"]
     elsewhere = made(tmp_path / "elsewhere", "README.md", "data/train.jsonl")
     with pytest.raises(DataError, match="elsewhere is a folder without a dataset file"):
         find_sources(elsewhere)
-    assert [Path(source.address).name for source in text_files(records)] == ["LICENSE.txt", "README.md", "note.md"]
+    assert [Path(source.address).name for source in text_files(records)] == [
+        *("LICENSE.txt", "README.md", "licenses.txt", "note.md")
+    ]
 
 
 def test_a_pattern_gives_the_files_that_fit_sorted(tmp_path: Path):
