@@ -18,7 +18,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["auto", "packed", "resident"]
 Switch = Literal["on", "off"]
-Kernels = Literal["explicit", "reference"]
+Kernels = Literal["auto", "torch", "reference"]
 OnBadRecord = Literal["error", "skip"]
 
 
@@ -264,8 +264,9 @@ class ComputeConfig:
     recompute: Switch = "off"
     """Compute layers again in the backward instead of keeping what they need: slower, less memory."""
 
-    kernels: Kernels = "explicit"
-    """reference is plain autograd: slow, for comparison."""
+    kernels: Kernels = "auto"
+    """auto compiles what lies between the matrix products, where it can (Linux); torch uses its operations for that;
+    reference is plain autograd: slow, for comparison."""
 
     def __post_init__(self) -> None:
         _whole("--micro-batch-tokens", self.micro_batch_tokens)
@@ -280,5 +281,5 @@ class ComputeConfig:
             _require(value in choices, f"--{name} must be one of {', '.join(choices)}, not {value}.")
         _require(
             not (self.kernels == "reference" and self.recompute == "on"),
-            "--recompute on needs --kernels explicit: the reference keeps what autograd keeps.",
+            "--recompute on does not go with --kernels reference, which keeps what autograd keeps.",
         )
