@@ -13,14 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
+    from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TrainingConfig
     from gguflora.data import (
         Example,
         Message,
         filter_by_length,
+        iterate_examples,
         load_alpaca,
+        load_conversations,
+        load_csv,
         load_examples,
         load_jsonl,
+        load_parquet,
+        load_text,
         save_jsonl,
         train_validation_split,
     )
@@ -33,13 +38,19 @@ _HOMES = {
     "ComputeConfig": "config",
     "DataConfig": "config",
     "LoraConfig": "config",
+    "ReadConfig": "config",
     "TrainingConfig": "config",
     "Example": "data",
     "Message": "data",
     "filter_by_length": "data",
+    "iterate_examples": "data",
     "load_alpaca": "data",
+    "load_conversations": "data",
+    "load_csv": "data",
     "load_examples": "data",
     "load_jsonl": "data",
+    "load_parquet": "data",
+    "load_text": "data",
     "save_jsonl": "data",
     "train_validation_split": "data",
     "GgufloraError": "errors",
@@ -56,11 +67,17 @@ __all__ = [
     "LoraConfig",
     "LoraTrainer",
     "Message",
+    "ReadConfig",
     "TrainingConfig",
     "filter_by_length",
+    "iterate_examples",
     "load_alpaca",
+    "load_conversations",
+    "load_csv",
     "load_examples",
     "load_jsonl",
+    "load_parquet",
+    "load_text",
     "save_jsonl",
     "train_validation_split",
 ]

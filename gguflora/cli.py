@@ -18,6 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +34,7 @@ from cyclopts import (
     convert,
 )
 
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TrainingConfig
 from gguflora.errors import DataError, GgufloraError, UsageError
 
 if TYPE_CHECKING:
@@ -59,16 +60,18 @@ app = App(
 )
 
 Flat = Parameter(name="*")
+Data = Parameter(allow_leading_hyphen=True)  # a lone hyphen is standard input
 
 
 @app.command
 def train(  # noqa: PLR0913 (one parameter for each group of options)
     model: Path,
-    data: list[Path],
+    data: Annotated[list[str], Data],
     /,
     *,
     output_dir: Path,
     lora: Annotated[LoraConfig, Flat] = LoraConfig(),  # noqa: B008 (frozen)
+    reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
     data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
     training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008 (frozen)
     compute: Annotated[ComputeConfig, Flat] = ComputeConfig(),  # noqa: B008 (frozen)
@@ -84,9 +87,11 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
 
     Args:
         model: GGUF file to train on; it is only read.
-        data: Dataset files: JSON or JSONL with messages, prompt and completion, or instruction, input and output.
+        data: Dataset files (JSON, JSONL, CSV, TSV, text, Parquet; .gz and .zst too), folders, patterns or addresses;
+            - is standard input. docs/data.md shows what each may hold.
         output_dir: Folder for the adapter, checkpoints and metrics; must be new or empty.
         lora: What the adapter is.
+        reading: How records become examples.
         data_config: Which examples are trained.
         training: How it is trained.
         compute: How the machine is used.
@@ -102,8 +107,10 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
     from gguflora.report import ConsoleReport
     from gguflora.run.training import Outcome, Request, run
 
-    examples = load_examples(data)
-    validation = load_examples([data_config.validation]) if data_config.validation else None
+    bad_records: list[str] = []
+    examples = load_examples(data, reading, bad_records.append)
+    measured = replace(reading, source_weight=())
+    validation = load_examples(data_config.validation, measured, bad_records.append) if data_config.validation else None
     console = Console(stderr=json, highlight=False)
     stopped_by = None
     with _signal_watch() as stop, ConsoleReport(console, training.logging_steps) as report:
@@ -120,6 +127,7 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
             stop=stop,
             init_adapter=init_adapter,
             dry_run=dry_run,
+            bad_records=bad_records,
         )
         for event in run(request, Outcome()):
             report.show(event)
@@ -127,27 +135,39 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
                 _print_json(as_dict(event))
             if isinstance(event, Finished):
                 stopped_by = event.stopped_by
-                report.next_steps(model, data, event)
+                report.next_steps(model, [*data, *reading.arguments], event)
     return 128 + signal.Signals[stopped_by] if stopped_by else 0
 
 
 @app.command(name="eval")
 def evaluate(
-    model: Path, data: list[Path], /, *, lora: Path | None = None, scale: float = 1.0, json: bool = False
+    model: Path,
+    data: Annotated[list[str], Data],
+    /,
+    *,
+    reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
+    lora: Path | None = None,
+    scale: float = 1.0,
+    json: bool = False,
 ) -> int:
     """Measure the loss of MODEL on the examples in DATA, in float32, with an adapter or without.
 
     Args:
         model: GGUF file.
-        data: Dataset files, as for train.
+        data: Datasets, as for train.
+        reading: How records become examples.
         lora: Adapter to put on the model.
         scale: Factor of the adapter's strength.
         json: Print one JSON object on one line.
     """
     from gguflora.data import load_examples
+    from gguflora.run.dataset import BAD_RECORD
     from gguflora.run.measure import measure
 
-    result = measure(model, load_examples(data), lora, scale)
+    bad_records: list[str] = []
+    result = measure(model, load_examples(data, reading, bad_records.append), lora, scale)
+    if bad_records:
+        result["skipped"][BAD_RECORD] = len(bad_records)
     if json:
         _print_json(result)
     else:
@@ -339,12 +359,12 @@ def _usage(error: CycloptsError) -> str:
 
 
 def _refuse_unknown_options(arguments: Sequence[str]) -> None:
-    """Refuse a --word that is no option, also where cyclopts would take it for TEXT or PROMPT.
+    """Refuse a --word that is no option, also where cyclopts would take it for TEXT, PROMPT or DATA.
 
     After a lone -- everything is text. So is what only begins with a hyphen, such as "-5" or "--- title".
     """
     command, *rest = [*arguments, "", "--"]
-    if command not in ("generate", "tokenize", "render"):
+    if command not in ("train", "eval", "generate", "tokenize", "render"):
         return
     known = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
     names = [name for argument in known for name in argument.names]
@@ -352,7 +372,7 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
         option = word.split("=")[0].replace("_", "-")
         if re.fullmatch("--[a-z][a-z-]*", option) and option not in (*names, "--help", "--version"):
             near = difflib.get_close_matches(option, names, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "Put -- before a text that begins so."
+            hint = f"Did you mean {near[0]}?" if near else "Put -- before a text or name that begins so."
             raise UsageError(f"Unknown option: {option}. {hint}")
 
 

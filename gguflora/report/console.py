@@ -6,6 +6,7 @@ On a terminal the live line is redrawn in place; elsewhere a plain line is print
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -79,7 +80,7 @@ class ConsoleReport:
         for line in lines_of(event):
             self._print(line)
 
-    def next_steps(self, model: Path, data: list[Path], finished: Finished) -> None:
+    def next_steps(self, model: Path, data: Sequence[str | Path], finished: Finished) -> None:
         """Show the commands that make sense after a run."""
         for line in next_steps(model, data, finished):
             self._print(line)
@@ -150,8 +151,14 @@ def lines_of(event: Event) -> list[str]:
             return [_short(event)]
 
 
-def next_steps(model: Path, data: list[Path], finished: Finished) -> list[str]:
-    """The files that a run made, and commands to use next, ready to paste; in rich's markup."""
+def next_steps(model: Path, data: Sequence[str | Path], finished: Finished) -> list[str]:
+    """The files that a run made, and commands to use next, ready to paste; in rich's markup.
+
+    Args:
+        model: as the user named it.
+        data: likewise, with the options that say how to read it.
+        finished: how the run ended.
+    """
     if finished.adapter is None:
         return []
     if finished.stopped_by:

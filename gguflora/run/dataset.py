@@ -21,6 +21,7 @@ from gguflora.data import (
 from gguflora.events import DataReady, FirstExample
 from gguflora.run.opening import Base
 
+BAD_RECORD = "bad record"
 _NAMED = 3  # skipped examples named for each reason
 
 
@@ -66,9 +67,14 @@ def make_dataset(
     )
 
 
-def data_ready(dataset: Dataset) -> DataReady:
-    """What to tell about a dataset."""
-    skipped: dict[str, list[str]] = {}
+def data_ready(dataset: Dataset, bad_records: Sequence[str] = ()) -> DataReady:
+    """What to tell about a dataset.
+
+    Args:
+        dataset: as it is trained.
+        bad_records: a sentence, which begins with the place, about each record that could not be used.
+    """
+    skipped = {BAD_RECORD: [sentence.rstrip(".") for sentence in bad_records]} if bad_records else {}
     for part in (dataset.train, dataset.validation):
         for reason, sources in part.skipped.items():
             skipped.setdefault(reason, []).extend(sources)

@@ -45,6 +45,7 @@ class Request:
         stop: asked after each step for a reason to stop (a signal's name), or None.
         init_adapter: an adapter to go on from; its rank, alpha and tensors are taken.
         dry_run: show plan, data and the first batch, then end; nothing is written.
+        bad_records: what was said about records that were left out when the examples were read.
     """
 
     model: Path
@@ -59,6 +60,7 @@ class Request:
     stop: Callable[[], str | None] = lambda: None
     init_adapter: Path | None = None
     dry_run: bool = False
+    bad_records: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     opened = model_loaded(base)
     yield opened
     dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed)
-    about_data = _about_data(base, dataset)
+    about_data = _about_data(base, dataset, request.bad_records)
     yield from about_data
     old = read_record(folder) if folder and request.resume else None
     bound_product_caches()
@@ -128,10 +130,10 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
         yield from _recorded(request, folder, setup, outcome, [opened, *about_data])
 
 
-def _about_data(base: Base, dataset: Dataset) -> list[Event]:
+def _about_data(base: Base, dataset: Dataset, bad_records: Sequence[str]) -> list[Event]:
     overlap = f"{dataset.overlap} validation examples are trained as well: their loss measures memory."
     warned = [Warned(overlap)] if dataset.overlap else []
-    return [data_ready(dataset), *warned, first_example(base, dataset.train.encoded[0])]
+    return [data_ready(dataset, bad_records), *warned, first_example(base, dataset.train.encoded[0])]
 
 
 def _recorded(request: Request, folder: Path, setup: Setup, outcome: Outcome, told: list[Event]) -> Iterator[Event]:
