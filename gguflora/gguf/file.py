@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gguflora.gguf.format import GgmlType
-from gguflora.gguf.mapping import Part
+from gguflora.gguf.mapping import Part, drop_pages
 from gguflora.gguf.metadata import Metadata
 
 
@@ -69,6 +69,11 @@ class GgufFile:
     def file_bytes(self) -> int:
         """Size of all parts on the disk."""
         return sum(len(part.buffer) for part in self.parts)
+
+    def drop_pages(self) -> None:
+        """Give back the memory that the bytes read so far take in this process; they can be read again."""
+        for part in self.parts:
+            drop_pages(part)
 
     def path_of(self, name: str) -> Path:
         """The file that holds tensor `name`."""

@@ -47,3 +47,9 @@ def map_file(path: Path) -> Part:
         raise FileError(
             f"{path} can't be opened: {error.strerror or error}; give the path of a GGUF file that you may read."
         ) from error
+
+
+def drop_pages(part: Part) -> None:
+    """Give back the memory that the bytes read so far take in this process; they can be read again."""
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        part.buffer.madvise(mmap.MADV_DONTNEED)

@@ -19,6 +19,8 @@ from gguflora.model.ffn import Ffn
 from gguflora.model.linear import Linear
 from gguflora.model.weight import PackedRows, PackedWeight, Weight, stacked
 
+CHUNK = 2**22  # elements that are dequantised at a time: 16 MB in float32
+
 
 def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, packed: bool = False) -> Decoder:
     """Load the base, without pairs (model.decoder.with_pairs adds them).
@@ -37,7 +39,7 @@ def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, packed: bo
     residual = torch.promote_types(dtype, torch.float32)
     factors = spec.layers[0].mixer.rope.factors
     embedding = _rows(gguf, spec.token_embd)
-    return Decoder(
+    decoder = Decoder(
         token_embd=replace(embedding, data=embedding.data.clone()),
         layers=tuple(_layer(gguf, layer, dtype, packed) for layer in spec.layers),
         output_norm=_tensor(gguf, spec.output_norm, residual),
@@ -48,6 +50,9 @@ def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, packed: bo
         epsilon=spec.epsilon,
         dtype=dtype,
     )
+    if not packed:
+        gguf.drop_pages()
+    return decoder
 
 
 def _layer(gguf: GgufFile, spec: LayerSpec, dtype: torch.dtype, packed: bool) -> Layer:
@@ -102,10 +107,14 @@ def _linear(gguf: GgufFile, spec: LinearSpec, dtype: torch.dtype, packed: bool) 
 
 
 def _tensor(gguf: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
-    values = dequantise(_packed(gguf, name), gguf.tensors[name].type).reshape(gguf.tensors[name].shape)
-    _require_finite(gguf, name, bool(values.isfinite().all()))
-    # A copy even where nothing changes: an F32 tensor would otherwise alias the file.
-    return values.to(dtype, copy=True)
+    packed, info = _packed(gguf, name), gguf.tensors[name]
+    values = torch.empty(packed.shape[0], info.shape[-1], dtype=dtype)
+    step = max(1, CHUNK // info.shape[-1])
+    for start in range(0, packed.shape[0], step):
+        part = dequantise(packed[start : start + step], info.type)
+        _require_finite(gguf, name, bool(part.isfinite().all()))
+        values[start : start + step] = part
+    return values.reshape(info.shape)
 
 
 def _rows(gguf: GgufFile, name: str) -> PackedRows:
