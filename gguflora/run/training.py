@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from gguflora import llamacpp
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
-from gguflora.data import Encoded, Example
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
+from gguflora.data import Conversation, Encoded, Example
 from gguflora.errors import GgufloraError
 from gguflora.events import Event, Finished, Planned, Warned
+from gguflora.gguf import ChatSetting
 from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pairs
 from gguflora.report import append_metrics, keep_metrics_until
 from gguflora.run.choices import Choices, choose
@@ -29,6 +30,7 @@ from gguflora.run.initial import file_hash, initial_pairs
 from gguflora.run.opening import Base, model_loaded, open_base
 from gguflora.run.setting import environment, keep_freed_memory, set_threads
 from gguflora.run.start import Start, resumed_start
+from gguflora.run.template import chat_setting
 from gguflora.run.verify import answers, verify
 from gguflora.train import Checkpoints, Job, State, first_batch, new_state, summary, train
 
@@ -54,6 +56,7 @@ class Request:
     training: TrainingConfig
     output_dir: Path | None
     compute: ComputeConfig = ComputeConfig()  # noqa: RUF009 (frozen)
+    template: TemplateConfig = TemplateConfig()  # noqa: RUF009 (frozen)
     resume: bool = False
     stop: Callable[[], str | None] = lambda: None
     init_adapter: Path | None = None
@@ -69,6 +72,7 @@ class Setup:
         pairs: of the fresh state.
         record: what run.json will hold.
         decoder: the base without pairs.
+        chat: what adapter files say of the template.
     """
 
     base: Base
@@ -77,15 +81,17 @@ class Setup:
     pairs: dict[str, LoraPair]
     record: dict[str, Any]
     decoder: Decoder
+    chat: ChatSetting
 
 
 @dataclass
 class Outcome:
-    """What a run leaves in memory, filled in when training starts: the state, the base it is for, its alpha."""
+    """What a run leaves in memory, filled in when training starts: the state, and what an adapter says beside it."""
 
     state: State | None = None
     base: Base | None = None
     alpha: float | None = None
+    chat: ChatSetting = ChatSetting()  # noqa: RUF009 (frozen)
 
 
 def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
@@ -99,18 +105,26 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     folder = None if request.dry_run else request.output_dir
     if folder:
         check_folder(folder, request.resume)
-    base = open_base(request.model)
+    base = open_base(request.model, request.template)
     lora, pairs = initial_pairs(base, request.lora, request.training.seed, request.init_adapter)
     opened = model_loaded(base)
     yield opened
     dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed)
-    about_data = _about_data(base, dataset)
+    about_data = _about_data(request, base, dataset)
     yield from about_data
     old = read_record(folder) if folder and request.resume else None
     choices = choose(request.compute, base.spec, set_threads(request.training.threads), old)
     decoder = load_decoder(base.gguf, base.spec, choices.dtype, choices.packed)
-    setup = Setup(base, dataset, lora, pairs, _record(request, base, dataset, lora, choices), decoder)
-    outcome.base, outcome.alpha = base, lora.file_alpha
+    setup = Setup(
+        base,
+        dataset,
+        lora,
+        pairs,
+        _record(request, base, dataset, lora, choices),
+        decoder,
+        chat_setting(request.template),
+    )
+    outcome.base, outcome.alpha, outcome.chat = base, lora.file_alpha, setup.chat
     if request.dry_run:
         yield from _dry_run(request, setup)
         return
@@ -122,9 +136,11 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
         yield from _recorded(request, folder, setup, outcome, [opened, *about_data])
 
 
-def _about_data(base: Base, dataset: Dataset) -> list[Event]:
+def _about_data(request: Request, base: Base, dataset: Dataset) -> list[Event]:
     overlap = f"{dataset.overlap} validation examples are trained as well: their loss measures memory."
     warned = [Warned(overlap)] if dataset.overlap else []
+    if base.template.notice and any(isinstance(example.content, Conversation) for example in request.examples):
+        warned.append(Warned(base.template.notice))
     return [data_ready(dataset), *warned, first_example(base, dataset.train.encoded[0])]
 
 
@@ -160,7 +176,9 @@ def _dry_run(request: Request, setup: Setup) -> Iterator[Event]:
 
 def _train_or_report(request: Request, folder: Path, setup: Setup, start: Start) -> Iterator[Event]:
     """Train and check; of a run that is finished already, do what is missing of its report."""
-    checkpoints = Checkpoints(folder, setup.base.gguf.architecture, setup.lora.file_alpha, setup.base.identity)
+    checkpoints = Checkpoints(
+        folder, setup.base.gguf.architecture, setup.lora.file_alpha, setup.base.identity, setup.chat
+    )
     state, dataset = start.state, setup.dataset
     training = [summary(state, checkpoints, None)] if state.finished else _train(request, setup, state, checkpoints)
     for event in training:
@@ -170,7 +188,8 @@ def _train_or_report(request: Request, folder: Path, setup: Setup, start: Start)
         finished = _served(event, dataset)
         if finished.adapter and not (finished.stopped_by or start.reported):
             chosen = dataset.validation.encoded or dataset.train.encoded
-            yield from _check_in_llamacpp(setup.base, Path(finished.adapter), chosen, request.stop)
+            ask = request.data.train_on != "everything"  # what is trained then has no prompt
+            yield from _check_in_llamacpp(setup.base, Path(finished.adapter), chosen, request.stop, ask=ask)
         yield finished
 
 
@@ -204,7 +223,7 @@ def _served(finished: Finished, dataset: Dataset) -> Finished:
 
 
 def _check_in_llamacpp(
-    base: Base, adapter: Path, encoded: Sequence[Encoded], stop: Callable[[], str | None]
+    base: Base, adapter: Path, encoded: Sequence[Encoded], stop: Callable[[], str | None], *, ask: bool
 ) -> Iterator[Event]:
     if not llamacpp.available():
         yield Warned("not verified in llama.cpp: install it with pip install 'gguflora[llamacpp]'.")
@@ -214,7 +233,7 @@ def _check_in_llamacpp(
         return
     try:
         yield verify(base, adapter, encoded)
-        yield from [] if stop() else answers(base, adapter, encoded)
+        yield from [] if stop() or not ask else answers(base, adapter, encoded)
     except GgufloraError as error:  # as above: only the check could not be made
         yield Warned(f"the check in llama.cpp could not be made: {error}")
 
@@ -237,11 +256,13 @@ def _record(request: Request, base: Base, dataset: Dataset, lora: LoraConfig, ch
     """What run.json holds: everything that the result depends on."""
     best = "validation loss" if dataset.validation.encoded else "training loss of an epoch (nothing to validate on)"
     adapter = request.init_adapter
+    chat = dataclasses.asdict(chat_setting(request.template))
     return {
         "model": {"path": str(base.gguf.path), "name": model_loaded(base).name} | dataclasses.asdict(base.identity),
         "data": {
             "train": encoded_hash(dataset.train.encoded),
             "validation": encoded_hash(dataset.validation.encoded),
+            **{f"template {name}": value for name, value in chat.items() if value},
         },
         "lora": dataclasses.asdict(lora)
         | {"target": list(lora.target), "init_adapter": file_hash(adapter) if adapter else None},

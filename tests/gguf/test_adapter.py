@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from gguflora.errors import FileError
 from gguflora.gguf import (
     Adapter,
+    ChatSetting,
     GgmlType,
     Identity,
     Pair,
@@ -96,12 +97,13 @@ def pairs(draw):
     written=st.dictionaries(st.sampled_from([Q, UP, "output.weight", "blk.1.attn_k.weight"]), pairs(), min_size=1),
     alpha=st.floats(2.0**-126, 2.0**127, width=32),
     identity=st.sampled_from([None, BASE]),
+    chat=st.sampled_from([ChatSetting(), ChatSetting('{"enable_thinking": false}'), ChatSetting("{}", "ab" * 32)]),
 )
-def test_an_adapter_reads_back_exactly(tmp_path_factory, written, alpha, identity):
+def test_an_adapter_reads_back_exactly(tmp_path_factory, written, alpha, identity, chat):
     path = tmp_path_factory.getbasetemp() / "adapter.gguf"
-    write_adapter(path, Adapter("llama", alpha, written, identity))
+    write_adapter(path, Adapter("llama", alpha, written, identity, chat))
     read = read_adapter(path)
-    assert (read.architecture, read.alpha, read.base) == ("llama", alpha, identity)
+    assert (read.architecture, read.alpha, read.base, read.chat) == ("llama", alpha, identity, chat)
     assert list(read.pairs) == list(written)
     for name, pair in written.items():
         assert read.pairs[name].lora_a.tobytes() == pair.lora_a.tobytes()

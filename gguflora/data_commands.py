@@ -1,0 +1,88 @@
+"""The commands that look at a dataset, thin: `gguflora data show` and `gguflora data check`."""
+
+from __future__ import annotations
+
+import json as json_text
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from gguflora.config import DataConfig, TemplateConfig, TrainingConfig
+
+Flat = Parameter(name="*")
+
+data_app = App(name="data", help="Look at a dataset as MODEL would see it; nothing is trained.")
+
+
+@data_app.command(name="show")
+def data_show(
+    model: Path,
+    data: list[Path],
+    /,
+    *,
+    data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
+    template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
+    ids: bool = False,
+    limit: int = 5,
+) -> int:
+    """Print the examples in DATA as the model sees them; what is trained stands out (in brackets without colours).
+
+    Args:
+        model: GGUF file.
+        data: Dataset files, as for train.
+        data_config: Which examples are trained.
+        template: How conversations become text.
+        ids: One token a line, with its id; * is trained.
+        limit: How many examples.
+    """
+    from rich.console import Console
+
+    from gguflora.data import load_examples
+    from gguflora.report.shown import shown
+    from gguflora.run.data_check import show
+
+    console = Console(highlight=False)
+    for example in show(model, load_examples(data), data_config, template, limit):
+        console.print(shown(example, ids=ids, colour=console.is_terminal), soft_wrap=True)
+    return 0
+
+
+@data_app.command(name="check")
+def data_check(
+    model: Path,
+    data: list[Path],
+    /,
+    *,
+    data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
+    template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
+    batch_size: int = TrainingConfig.batch_size,
+    epochs: int = TrainingConfig.epochs,
+    seed: int = TrainingConfig.seed,
+    json: bool = False,
+) -> int:
+    """Print the figures of DATA as train would use it: lengths, what is skipped and why, repeats, steps.
+
+    Args:
+        model: GGUF file.
+        data: Dataset files, as for train.
+        data_config: Which examples are trained.
+        template: How conversations become text.
+        batch_size: Examples in a step.
+        epochs: Times that each example is trained.
+        seed: Decides the split.
+        json: Print one JSON object on one line.
+    """
+    from gguflora.data import load_examples
+    from gguflora.report.checked import as_json, lines_of
+    from gguflora.run.data_check import check
+
+    validation = load_examples([data_config.validation]) if data_config.validation else None
+    training = TrainingConfig(batch_size=batch_size, epochs=epochs, seed=seed)
+    facts = check(model, load_examples(data), validation, data_config, template, training)
+    if json:
+        print(json_text.dumps(as_json(facts)), flush=True)
+    else:
+        for line in lines_of(facts):
+            print(line)
+    return 0
