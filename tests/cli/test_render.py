@@ -106,7 +106,8 @@ def test_the_text_of_another_template_is_llama_servers(
 TOOLS = (
     "{% for t in tools %}<|im_start|>{{ t | tojson }}<|im_end|>{% endfor %}{% for m in messages %}<|im_start|>"
     "{{ m.role }} {{ m.name }} {{ m.tool_call_id }} {{ m.reasoning_content }} {{ m.content }}"
-    "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{{ c.id }}{% endfor %}<|im_end|>{% endfor %}"
+    "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{{ c.id }}"
+    "{% endfor %}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant{% if mood == 'good' %}!{% endif %}{% endif %}"
 )
 WITH_TOOLS = {

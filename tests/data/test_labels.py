@@ -275,6 +275,15 @@ def test_an_answer_that_the_template_changes_in_history_is_context_and_the_last_
     assert context.startswith("<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n" + LAST)
 
 
+def test_an_answer_to_a_question_that_reads_otherwise_in_history_is_not_trained(tokenizer: Tokenizer):
+    """The answer stands at its place with the same tokens, but not behind what the model is asked."""
+    mark = "{% if m.role == 'user' %}{{ '!' if loop.revindex <= 2 else '?' }}{% endif %}{{ m.content }}"
+    template = ChatTemplate(CHATML.replace("{{ m.content }}", mark))
+    encoded = encode_example(Example.messages(TWO[:4]), tokenizer, template)
+    assert [text for kind, text in spans(encoded, tokenizer) if kind] == ["a2<|im_end|>"]
+    assert "?q1" in tokenizer.decode(encoded.tokens.tolist())
+
+
 def test_context_that_is_not_trained_has_the_ids_of_one_text(tokenizer: Tokenizer):
     """llama-server tokenizes history in one go: no cut where a lost answer would have begun."""
     text, _ = CHANGED_IN_HISTORY["drops the reasoning of earlier answers"]
