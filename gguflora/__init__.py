@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
+    from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
     from gguflora.data import (
         Example,
         Message,
@@ -33,6 +33,7 @@ _HOMES = {
     "ComputeConfig": "config",
     "DataConfig": "config",
     "LoraConfig": "config",
+    "TemplateConfig": "config",
     "TrainingConfig": "config",
     "Example": "data",
     "Message": "data",
@@ -56,6 +57,7 @@ __all__ = [
     "LoraConfig",
     "LoraTrainer",
     "Message",
+    "TemplateConfig",
     "TrainingConfig",
     "filter_by_length",
     "load_alpaca",

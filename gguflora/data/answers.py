@@ -32,11 +32,17 @@ _NO_END = (
 
 @dataclass(frozen=True)
 class Labelled:
-    """Tokens with their labels, and how many answers are context alone because the template changes them."""
+    """Tokens with their labels.
+
+    Attributes:
+        lost_answers: how many are context alone, because the template changes them once later messages follow.
+        lost_reasoning: how many trained answers have reasoning that the template does not write.
+    """
 
     tokens: list[int]
     labels: list[int]
     lost_answers: int = 0
+    lost_reasoning: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,6 @@ def _label(
     hidden = hide_control_tokens(rows_of(messages), switches_of(conversation), tokenizer.controls_in)
     script = write_script(hidden.rows, hidden.switches, template, last_only=train_on == "last")
     _require_faithful(hidden, script.text, messages, conversation, template)
-    _require_calls_written(messages, hidden.restore(script.text))
 
     @functools.cache
     def encode(text: str, continues: bool) -> list[int]:
@@ -121,8 +126,11 @@ def _label(
         if messages[-1].role != "assistant":
             return None
         raise DataError(script.problems.get(total, _NO_END))
-    lost = total - len(kept) if train_on == "all" else 0
-    return _joined(script, [answer for _, answer in kept], encode, tokenizer.vocabulary, lost)
+    written = [(messages[turn.index], hidden.restore(turn.finished)) for turn, _ in kept]
+    _require_calls_written(written)
+    tokens, labels = _joined(script, [answer for _, answer in kept], encode, tokenizer.vocabulary)
+    unwritten = sum(message.reasoning.strip() not in text for message, text in written)
+    return Labelled(tokens, labels, total - len(kept) if train_on == "all" else 0, unwritten)
 
 
 def _kept(
@@ -155,8 +163,10 @@ def _generated(finished: str, behind: Callable[[], str], encode: Encode, vocabul
     return [*ids, *following] if following and following[0] in vocabulary.eog else []
 
 
-def _joined(script: Script, answers: Sequence[_Answer], encode: Encode, vocabulary: Vocabulary, lost: int) -> Labelled:
-    """All tokens of the script: what stands before the first answer, then each answer and what follows it."""
+def _joined(
+    script: Script, answers: Sequence[_Answer], encode: Encode, vocabulary: Vocabulary
+) -> tuple[list[int], list[int]]:
+    """Tokens of the script, and their labels: what stands before the first answer, each answer and what follows it."""
     bounds = [*(answer.start for answer in answers), len(script.text)]
     closing = _closing(vocabulary)
     tokens = opening(vocabulary) + encode(script.text[: bounds[0]], False) + closing
@@ -167,7 +177,7 @@ def _joined(script: Script, answers: Sequence[_Answer], encode: Encode, vocabula
         rest = ids[len(answer.tokens) :]
         tokens += answer.tokens + rest
         labels += answer.tokens + [NOT_TRAINED] * len(rest)
-    return Labelled(tokens, labels, lost)
+    return tokens, labels
 
 
 def _encode_pieces(pieces: Iterable[tuple[str, bool]], tokenizer: Tokenizer, continues: bool) -> list[int]:
@@ -203,11 +213,12 @@ def _require_faithful(
         raise DataError(f"a message spells {spelled}, which the chat template acts on; take it out of the message.")
 
 
-def _require_calls_written(messages: Sequence[Message], text: str) -> None:
+def _require_calls_written(answers: Sequence[tuple[Message, str]]) -> None:
     """Refuse a template that passes over tool calls: an answer of nothing would be trained in their place."""
-    for call in (call for message in messages for call in message.tool_calls):
-        if call.name not in text:
-            raise DataError(
-                f"the chat template does not write the tool call {call.name!r}; give --chat-template with one that "
-                "does, or take the call out."
-            )
+    for message, text in answers:
+        for call in message.tool_calls:
+            if call.name not in text:
+                raise DataError(
+                    f"the chat template does not write the tool call {call.name!r}; give --chat-template with one "
+                    "that does, or take the call out."
+                )

@@ -22,6 +22,7 @@ class Encoded:
         weight: of the example.
         source: of the example.
         lost_answers: answers that are context alone, because the template writes them differently in history.
+        lost_reasoning: trained answers without their reasoning, which the template does not write.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -29,3 +30,4 @@ class Encoded:
     weight: float
     source: str
     lost_answers: int = 0
+    lost_reasoning: int = 0

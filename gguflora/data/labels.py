@@ -54,7 +54,7 @@ def encode_example(
             raise DataError("there is nothing to train in the example; give it an answer.")
     except DataError as error:
         raise DataError(f"{example.source}: {error}" if example.source else str(error)) from error
-    return Encoded(tokens, labels, example.weight, example.source, labelled.lost_answers)
+    return Encoded(tokens, labels, example.weight, example.source, labelled.lost_answers, labelled.lost_reasoning)
 
 
 def _completion(prompt: str, completion: str, tokenizer: Tokenizer) -> Labelled:

@@ -22,6 +22,7 @@ EMPTY_ANSWER = "empty answer"
 TOO_LONG = "longer than max_length"
 CUT_AWAY = "longer than max_length, and nothing trained is left of it"
 LOST_ANSWERS = "earlier answers not trained, since the chat template writes them differently once later messages follow"
+LOST_REASONING = "answers trained without their reasoning, which the chat template does not write"
 ALTERED = {
     "truncate-left": "longer than max_length: the beginning was cut off",
     "truncate-right": "longer than max_length: the end was cut off",
@@ -118,8 +119,12 @@ def prepare_one(
     pieces = fit(whole, max_length, overlong, len(opening(tokenizer.vocabulary)))
     if not pieces:
         return PreparedOne((), TOO_LONG if overlong == "drop" else CUT_AWAY)
-    altered = (ALTERED[overlong],) if len(whole.tokens) > max_length else ()
-    return PreparedOne(pieces, altered=(*altered, LOST_ANSWERS) if whole.lost_answers else altered)
+    altered = {
+        ALTERED.get(overlong, ""): len(whole.tokens) > max_length,
+        LOST_ANSWERS: whole.lost_answers > 0,
+        LOST_REASONING: whole.lost_reasoning > 0,
+    }
+    return PreparedOne(pieces, altered=tuple(what for what, done in altered.items() if done))
 
 
 def filter_by_length(
