@@ -18,6 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,8 +34,8 @@ from cyclopts import (
     convert,
 )
 
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
-from gguflora.data_commands import data_app
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TemplateConfig, TrainingConfig
+from gguflora.data_commands import Data, Flat, data_app
 from gguflora.errors import DataError, GgufloraError, UsageError
 
 if TYPE_CHECKING:
@@ -59,17 +60,16 @@ app = App(
     default_parameter=Parameter(negative=(), converter=_exact),
 )
 
-Flat = Parameter(name="*")
-
 
 @app.command
 def train(  # noqa: PLR0913 (one parameter for each group of options)
     model: Path,
-    data: list[Path],
+    data: Annotated[list[str], Data],
     /,
     *,
     output_dir: Path,
     lora: Annotated[LoraConfig, Flat] = LoraConfig(),  # noqa: B008 (frozen)
+    reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
     data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
     template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
     training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008 (frozen)
@@ -86,9 +86,11 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
 
     Args:
         model: GGUF file to train on; it is only read.
-        data: Dataset files: JSON or JSONL with messages, prompt and completion, or instruction, input and output.
+        data: Dataset files (JSON, JSONL, CSV, TSV, text, Parquet; .gz and .zst too), folders, patterns or addresses;
+            - is standard input. docs/data.md shows what each may hold.
         output_dir: Folder for the adapter, checkpoints and metrics; must be new or empty.
         lora: What the adapter is.
+        reading: How records become examples.
         data_config: Which examples are trained.
         template: How conversations become text.
         training: How it is trained.
@@ -106,8 +108,10 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
     from gguflora.run.template import own_options, serve_options
     from gguflora.run.training import Outcome, Request, run
 
-    examples = load_examples(data)
-    validation = load_examples([data_config.validation]) if data_config.validation else None
+    bad_records: list[str] = []
+    examples = load_examples(data, reading, bad_records.append)
+    measured = replace(reading, source_weight=())
+    validation = load_examples(data_config.validation, measured, bad_records.append) if data_config.validation else None
     console = Console(stderr=json, highlight=False)
     stopped_by = None
     with _signal_watch() as stop, ConsoleReport(console, training.logging_steps) as report:
@@ -125,6 +129,7 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
             stop=stop,
             init_adapter=init_adapter,
             dry_run=dry_run,
+            bad_records=bad_records,
         )
         for event in run(request, Outcome()):
             report.show(event)
@@ -132,16 +137,18 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
                 _print_json(as_dict(event))
             if isinstance(event, Finished):
                 stopped_by = event.stopped_by
-                report.next_steps(model, data, event, serve=serve_options(template), own=own_options(template))
+                named, options = [*data, *reading.arguments], (serve_options(template), own_options(template))
+                report.next_steps(model, named, event, serve=options[0], own=options[1])
     return 128 + signal.Signals[stopped_by] if stopped_by else 0
 
 
 @app.command(name="eval")
 def evaluate(
     model: Path,
-    data: list[Path],
+    data: Annotated[list[str], Data],
     /,
     *,
+    reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
     lora: Path | None = None,
     scale: float = 1.0,
     template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
@@ -151,16 +158,21 @@ def evaluate(
 
     Args:
         model: GGUF file.
-        data: Dataset files, as for train.
+        data: Datasets, as for train.
+        reading: How records become examples.
         lora: Adapter to put on the model.
         scale: Factor of the adapter's strength.
         template: How conversations become text; without it as the adapter was trained.
         json: Print one JSON object on one line.
     """
     from gguflora.data import load_examples
+    from gguflora.run.dataset import BAD_RECORD
     from gguflora.run.measure import measure
 
-    result = measure(model, load_examples(data), lora, scale, template)
+    bad_records: list[str] = []
+    result = measure(model, load_examples(data, reading, bad_records.append), lora, scale, template)
+    if bad_records:
+        result["skipped"][BAD_RECORD] = len(bad_records)
     if json:
         _print_json(result)
     else:
@@ -360,12 +372,12 @@ def _usage(error: CycloptsError) -> str:
 
 
 def _refuse_unknown_options(arguments: Sequence[str]) -> None:
-    """Refuse a --word that is no option, also where cyclopts would take it for TEXT or PROMPT.
+    """Refuse a --word that is no option, also where cyclopts would take it for TEXT, PROMPT or DATA.
 
     After a lone -- everything is text. So is what only begins with a hyphen, such as "-5" or "--- title".
     """
     command, *rest = [*arguments, "", "--"]
-    if command not in ("generate", "tokenize", "render"):
+    if command not in ("train", "eval", "generate", "tokenize", "render"):
         return
     known = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
     names = [name for argument in known for name in argument.names]
@@ -373,7 +385,7 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
         option = word.split("=")[0].replace("_", "-")
         if re.fullmatch("--[a-z][a-z-]*", option) and option not in (*names, "--help", "--version"):
             near = difflib.get_close_matches(option, names, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "Put -- before a text that begins so."
+            hint = f"Did you mean {near[0]}?" if near else "Put -- before a text or name that begins so."
             raise UsageError(f"Unknown option: {option}. {hint}")
 
 

@@ -22,6 +22,7 @@ Switch = Literal["on", "off"]
 Kernels = Literal["explicit", "reference"]
 TrainOn = Literal["all", "last", "everything"]
 Overlong = Literal["drop", "truncate-left", "truncate-right", "split"]
+OnBadRecord = Literal["error", "skip"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -108,8 +109,8 @@ class DataConfig:
     train_on: TrainOn = "all"
     """all answers of the assistant, the last one of each example, or everything, questions and template included."""
 
-    validation: Path | None = None
-    """Dataset file to measure on, never trained."""
+    validation: str | Path | None = None
+    """Data to measure on, named as DATA is, never trained."""
 
     validation_split: float | None = None
     """Share of the examples to measure on instead (0 to below 1); else 10 % of 100 or more, at most 200."""
@@ -124,6 +125,67 @@ class DataConfig:
                 f"--validation-split must be from 0 to below 1, not {self.validation_split}.",
             )
             _require(self.validation is None, "Give --validation or --validation-split, not both.")
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """How records of datasets become examples.
+
+    Raises:
+        UsageError: a value is not written as it must be.
+    """
+
+    column: tuple[str, ...] = ()
+    """Other names of keys: prompt=question reads each record's `question` as its `prompt`; repeat for several."""
+
+    source_weight: tuple[str, ...] = ()
+    """FILE=0.5 multiplies the weights of the examples from FILE, written as among DATA; repeat for several."""
+
+    on_bad_record: OnBadRecord = "error"
+    """skip leaves out records that can't be used, counts them and names the first; error stops at the first."""
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What `column` says: our key -> the records' key."""
+        return {key: column for key, _, column in (text.partition("=") for text in self.column)}
+
+    @property
+    def source_weights(self) -> dict[str, float]:
+        """What `source_weight` says: source, as it was named -> factor."""
+        return {source: float(factor) for source, _, factor in (text.rpartition("=") for text in self.source_weight)}
+
+    @property
+    def arguments(self) -> list[str]:
+        """What to write on a command line to have this."""
+        pairs = [("--column", text) for text in self.column] + [
+            ("--source-weight", text) for text in self.source_weight
+        ]
+        skip = [("--on-bad-record", "skip")] if self.on_bad_record == "skip" else []
+        return [word for pair in (*pairs, *skip) for word in pair]
+
+    def __post_init__(self) -> None:
+        for text in self.column:
+            key, _, column = text.partition("=")
+            _require(bool(key and column), f"--column {text!r} must be a key and a column, such as prompt=question.")
+        _require(len(self.columns) == len(self.column), "--column names two columns for one key: keep one of them.")
+        for text in self.source_weight:
+            source, _, factor = text.rpartition("=")
+            _require(bool(source) and _is_weight(factor), f"--source-weight {text!r} must be like data.jsonl=0.5.")
+        _require(
+            len(self.source_weights) == len(self.source_weight),
+            "--source-weight gives one source two weights: keep one of them.",
+        )
+        _require(
+            self.on_bad_record in get_args(OnBadRecord),
+            f"--on-bad-record must be error or skip, not {self.on_bad_record}.",
+        )
+
+
+def _is_weight(text: str) -> bool:
+    try:
+        return 0 <= float(text) < math.inf
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json as json_text
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from gguflora.config import DataConfig, TemplateConfig, TrainingConfig
+from gguflora.config import DataConfig, ReadConfig, TemplateConfig, TrainingConfig
 
 Flat = Parameter(name="*")
+Data = Parameter(allow_leading_hyphen=True)  # a lone hyphen is standard input
 
 data_app = App(name="data", help="Look at a dataset as MODEL would see it; nothing is trained.")
 
@@ -18,9 +21,10 @@ data_app = App(name="data", help="Look at a dataset as MODEL would see it; nothi
 @data_app.command(name="show")
 def data_show(
     model: Path,
-    data: list[Path],
+    data: Annotated[list[str], Data],
     /,
     *,
+    reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
     data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
     template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
     ids: bool = False,
@@ -30,7 +34,8 @@ def data_show(
 
     Args:
         model: GGUF file.
-        data: Dataset files, as for train.
+        data: Datasets, as for train.
+        reading: How records become examples.
         data_config: Which examples are trained.
         template: How conversations become text.
         ids: One token a line, with its id; * is trained.
@@ -40,20 +45,27 @@ def data_show(
 
     from gguflora.data import load_examples
     from gguflora.report.shown import shown
+    from gguflora.report.text import harmless
     from gguflora.run.data_check import show
 
     console = Console(highlight=False)
-    for example in show(model, load_examples(data), data_config, template, limit):
+
+    def warn(bad_record: str) -> None:
+        print(f"skipped: {harmless(bad_record)}", file=sys.stderr)
+
+    examples = load_examples(data, reading, warn)
+    for example in show(model, examples, data_config, template, limit):
         console.print(shown(example, ids=ids, colour=console.is_terminal), soft_wrap=True)
     return 0
 
 
 @data_app.command(name="check")
-def data_check(
+def data_check(  # noqa: PLR0913 (one parameter for each group of options)
     model: Path,
-    data: list[Path],
+    data: Annotated[list[str], Data],
     /,
     *,
+    reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
     data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
     template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
     batch_size: int = TrainingConfig.batch_size,
@@ -65,7 +77,8 @@ def data_check(
 
     Args:
         model: GGUF file.
-        data: Dataset files, as for train.
+        data: Datasets, as for train.
+        reading: How records become examples.
         data_config: Which examples are trained.
         template: How conversations become text.
         batch_size: Examples in a step.
@@ -77,9 +90,12 @@ def data_check(
     from gguflora.report.checked import as_json, lines_of
     from gguflora.run.data_check import check
 
-    validation = load_examples([data_config.validation]) if data_config.validation else None
+    bad_records: list[str] = []
+    examples = load_examples(data, reading, bad_records.append)
+    measured = replace(reading, source_weight=())
+    validation = load_examples(data_config.validation, measured, bad_records.append) if data_config.validation else None
     training = TrainingConfig(batch_size=batch_size, epochs=epochs, seed=seed)
-    facts = check(model, load_examples(data), validation, data_config, template, training)
+    facts = check(model, examples, validation, data_config, template, training, bad_records)
     if json:
         print(json_text.dumps(as_json(facts)), flush=True)
     else:

@@ -108,6 +108,13 @@ MUTANTS = (
         "tests/model/test_explicit.py",
     ),
     Mutant(
+        "windows of a document train their overlap twice",
+        "data/chunks.py",
+        "            labels[:overlap] = NOT_TRAINED",
+        "            labels[:1] = NOT_TRAINED",
+        "tests/data/test_chunks.py",
+    ),
+    Mutant(
         "a position that sees nothing",
         "kernels/attention/explicit.py",
         "dtype=torch.bool).triu(m - n + 1)",

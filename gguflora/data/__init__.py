@@ -1,12 +1,24 @@
 """Examples: made or loaded, turned into tokens and labels, ordered, and packed into micro-batches."""
 
+from gguflora.data.chunks import chunk
 from gguflora.data.encoded import NOT_TRAINED, Encoded
 from gguflora.data.example import Completion, Conversation, Example, Message
-from gguflora.data.formats import dataset_hash, load_alpaca, load_examples, load_jsonl, save_jsonl
+from gguflora.data.formats import (
+    dataset_hash,
+    load_alpaca,
+    load_conversations,
+    load_csv,
+    load_examples,
+    load_jsonl,
+    load_parquet,
+    load_text,
+    save_jsonl,
+)
 from gguflora.data.labels import encode_example
 from gguflora.data.order import permutation, step_indices, steps_per_epoch
 from gguflora.data.packing import MicroBatch, best_fit, pack
 from gguflora.data.preparation import Prepared, filter_by_length, prepare, prepare_one
+from gguflora.data.reading import iterate_examples
 from gguflora.data.rows import rows_of, switches_of
 from gguflora.data.split import default_validation_share, duplicate_count, overlap_count, train_validation_split
 from gguflora.data.tools import ToolCall
@@ -22,14 +34,20 @@ __all__ = [
     "Prepared",
     "ToolCall",
     "best_fit",
+    "chunk",
     "dataset_hash",
     "default_validation_share",
     "duplicate_count",
     "encode_example",
     "filter_by_length",
+    "iterate_examples",
     "load_alpaca",
+    "load_conversations",
+    "load_csv",
     "load_examples",
     "load_jsonl",
+    "load_parquet",
+    "load_text",
     "overlap_count",
     "pack",
     "permutation",

@@ -1,8 +1,8 @@
-r"""JSON values out of a file that may come from a stranger: bounded, and every error with file, line and column.
+"""JSON values out of a file that may come from a stranger: bounded, and every error with file, line and column.
 
 A file whose first character is `[` is one array of records, any other has a record a line (JSONL); the suffix
-decides nothing. Lines end at "\n" alone, so U+2028 and its kind stay text. Stricter than Python's json module,
-because each of these is a mistake that would pass unseen: a key twice in one object, and NaN or Infinity.
+decides nothing. Lines are read one at a time, an array is read whole. Stricter than Python's json module, because each
+of these is a mistake that would pass unseen: a key twice in one object, and NaN or Infinity.
 """
 
 from __future__ import annotations
@@ -10,109 +10,63 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
+from gguflora.data.lines import Found, Place, decode, numbered_lines, read_whole, require_length
 from gguflora.errors import DataError
 
-MAX_LINE = 16 * 2**20  # bytes of one line of JSONL
-MAX_ARRAY = 2**30  # bytes of a file that is one array: it is read whole
+MAX_ARRAY = 2**30  # bytes of a file that is one array
 MAX_DEPTH = 64  # levels of arrays and objects in one record
 
-_BOM = b"\xef\xbb\xbf"
-_UTF16 = re.compile(rb"\xff\xfe|\xfe\xff|\0.|.\0", re.DOTALL)  # its two marks, or ASCII in it
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a record starts: file and line, from 1."""
+def read_json_records(file: BinaryIO, name: str) -> Iterator[Found]:
+    """The JSON values of a file in order, each with its place; a line that is none comes as the DataError that it is.
 
-    path: Path
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
-
-
-def read_json_records(path: Path) -> Iterator[tuple[Place, Any]]:
-    """The JSON values of a file in order, each with its place; at least one.
+    Args:
+        file: to be read from where it stands.
+        name: of the file, for places.
 
     Raises:
-        DataError: the file can't be read, is empty, no UTF-8 or no JSON, or exceeds a limit above.
+        DataError: the file is no UTF-8, its array is no JSON, or it exceeds a limit above or in lines.py.
     """
-    empty = True
-    try:
-        with path.open("rb") as file:
-            for item in _records(file, path):
-                empty = False
-                yield item
-    except OSError as error:
-        raise DataError(f"{path} can't be read ({error.strerror or error}); check the path.") from error
-    if empty:
-        raise DataError(f"{path} holds no record; it needs at least one.")
-
-
-def _records(file: BinaryIO, path: Path) -> Iterator[tuple[Place, Any]]:
     first = True
-    for place, line in _filled_lines(file, path):
-        if first and line.lstrip().startswith(b"["):
-            yield from _array(place, _whole(line, file))
+    for place, line in numbered_lines(file, name):
+        filled = line.lstrip()
+        if first and filled.startswith(b"["):
+            yield from _array(place, read_whole(line, file, MAX_ARRAY))
             return
-        first = False
-        if len(line) > MAX_LINE:
-            raise DataError(f"{place}: the line is longer than {MAX_LINE} bytes; a record must fit in that.")
-        text = _decode(line.rstrip(), place)  # so that a cut record is named by its own line
+        require_length(line, place)
+        if filled:
+            first = False
+            yield str(place), _value_of_line(line, place)
+
+
+def _value_of_line(line: bytes, place: Place) -> object:
+    try:
+        text = decode(line.rstrip(), place)  # so that a cut record is named by its own line
         record, end = _value(text, _skip_space(text, 0), place, place)
         if end != len(text):
             raise _bad_json(json.JSONDecodeError("Extra data", text, end), place)
-        yield place, record
+    except DataError as error:
+        return error
+    return record
 
 
-def _filled_lines(file: BinaryIO, path: Path) -> Iterator[tuple[Place, bytes]]:
-    """Lines that are not blank, without the mark that some editors put before UTF-8.
-
-    Of a line longer than MAX_LINE comes a piece of MAX_LINE + 1 bytes: _records then refuses it, or reads on itself.
-    """
-    number = 0
-    while line := file.readline(MAX_LINE + 1):
-        number += 1
-        place = Place(path, number)
-        if number == 1:
-            if _UTF16.match(line):
-                raise DataError(f"{place}: the file looks like UTF-16; save it as UTF-8.")
-            line = line.removeprefix(_BOM)
-        if line.strip() or len(line) > MAX_LINE:
-            yield place, line
-
-
-def _whole(beginning: bytes, file: BinaryIO) -> bytes:
-    """`beginning` and the rest of the file, or a little more than MAX_ARRAY bytes of it.
-
-    In blocks, because file.read(limit) takes the memory for the whole limit first.
-    """
-    blocks = [beginning]
-    size = len(beginning)
-    while size <= MAX_ARRAY and (block := file.read(2**20)):
-        blocks.append(block)
-        size += len(block)
-    return b"".join(blocks)
-
-
-def _array(place: Place, data: bytes) -> Iterator[tuple[Place, Any]]:
+def _array(place: Place, data: bytes) -> Iterator[Found]:
     """The elements of an array that starts in `data`, after spaces, and must end with it."""
     if len(data) > MAX_ARRAY:
         raise DataError(f"{place}: the array is longer than {MAX_ARRAY} bytes; save it as JSONL, a record a line.")
-    text = _decode(data, place)
+    text = decode(data, place)
     at = _skip_space(text, text.index("[") + 1)
     line, counted = place.line, 0
     more = text[at : at + 1] != "]"
     while more:
         line, counted = line + text.count("\n", counted, at), at
-        here = Place(place.path, line)
+        here = Place(place.name, line)
         record, at = _value(text, at, place, here)
-        yield here, record
+        yield str(here), record
         more = text[at : at + 1] == ","
         if more:
             at = _skip_space(text, at + 1)
@@ -140,7 +94,7 @@ def _value(text: str, at: int, start: Place, here: Place) -> tuple[Any, int]:
         raise _too_deep(here) from error
     except (DataError, ValueError) as error:  # from the hooks below; a number of too many digits
         raise DataError(f"{here}: {error}") from error
-    if _deeper_than(value, MAX_DEPTH):
+    if deeper_than(value, MAX_DEPTH):
         raise _too_deep(here)
     return value, _skip_space(text, end)
 
@@ -148,7 +102,7 @@ def _value(text: str, at: int, start: Place, here: Place) -> tuple[Any, int]:
 def _bad_json(error: json.JSONDecodeError, start: Place) -> DataError:
     line = start.line + error.lineno - 1
     return DataError(
-        f"{start.path}:{line}:{error.colno}: this is not JSON ({error.msg}); "
+        f"{start.name}:{line}:{error.colno}: this is not JSON ({error.msg}); "
         "a file holds one JSON object on each line, or one array of objects."
     )
 
@@ -157,7 +111,8 @@ def _too_deep(place: Place) -> DataError:
     return DataError(f"{place}: arrays and objects are nested deeper than {MAX_DEPTH} levels; flatten the record.")
 
 
-def _deeper_than(value: object, levels: int) -> bool:
+def deeper_than(value: object, levels: int) -> bool:
+    """Whether arrays and objects are nested in `value` in more than so many levels."""
     match value:
         case dict():
             inner = iter(value.values())
@@ -165,20 +120,7 @@ def _deeper_than(value: object, levels: int) -> bool:
             inner = iter(value)
         case _:
             return False
-    return levels == 0 or any(_deeper_than(child, levels - 1) for child in inner)
-
-
-def _decode(data: bytes, start: Place) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        before = data[: error.start]
-        line = start.line + before.count(b"\n")
-        byte = len(before) - (before.rfind(b"\n") + 1) + 1
-        raise DataError(
-            f"{start.path}:{line}: byte {byte} of the line (0x{data[error.start]:02x}) is not UTF-8; "
-            "save the file as UTF-8."
-        ) from error
+    return levels == 0 or any(deeper_than(child, levels - 1) for child in inner)
 
 
 def _skip_space(text: str, at: int) -> int:

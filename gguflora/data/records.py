@@ -7,10 +7,14 @@
 | completion    | prompt, completion                                  |
 | instruction   | instruction, output, and input if any               |
 | chat          | user, assistant, and system if any                  |
+| preference    | chosen, rejected, and prompt if any                 |
+| OpenAI's      | input: {messages}, preferred_output                 |
+| text          | text                                                |
 
-A message of `messages` may have reasoning_content (or thinking) and tool_calls, or name and tool_call_id, as in
-llama-server's requests. Each record may have a `weight`. Other keys of a record (an id, a source) say nothing that is
-trained and are passed over, but not those of REFUSED_KEYS, which would change what is learned.
+The last three give way to another shape that a record has too. Of a preference the chosen side is trained; its parts
+may be texts or messages. A message may have reasoning_content (or thinking) and tool_calls, or name and tool_call_id,
+as in llama-server's requests. Each record may have a `weight`. Other keys of a record (an id, a source) say nothing
+that is trained and are passed over, but not those of REFUSED_KEYS, which would change what is learned.
 """
 
 from __future__ import annotations
@@ -33,12 +37,17 @@ SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "a
 
 @dataclass(frozen=True)
 class Shape:
-    """A way to write an example as a JSON object."""
+    """A way to write an example as a JSON object.
+
+    Attributes:
+        gives_way: to any other shape that fits the same record.
+    """
 
     name: str
     needed: frozenset[str]
     optional: frozenset[str]
     read: Callable[[Record], Conversation | Completion]
+    gives_way: bool = False
 
     def fits(self, record: Record) -> bool:
         """Whether `record` has every key that this shape needs."""
@@ -83,6 +92,7 @@ def write_record(example: Example) -> dict[str, Any]:
 
 def _shape_of(record: Record, shapes: tuple[Shape, ...]) -> Shape:
     fitting = [shape for shape in shapes if shape.fits(record)]
+    fitting = [shape for shape in fitting if not shape.gives_way] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -114,11 +124,13 @@ def _conversations(record: Record) -> Conversation:
 
 
 def _conversation(turns: object, key: str, role_key: str, content_key: str) -> Conversation:
+    return Conversation(_turns(turns, key, role_key, content_key))
+
+
+def _turns(turns: object, key: str, role_key: str = "role", content_key: str = "content") -> tuple[Message, ...]:
     if not isinstance(turns, list):
         raise DataError(f"{key!r} is {_kind(turns)}; it must be an array of objects with {role_key} and {content_key}.")
-    return Conversation(
-        tuple(_turn(turn, f"{key}[{index}]", role_key, content_key) for index, turn in enumerate(turns))
-    )
+    return tuple(_turn(turn, f"{key}[{index}]", role_key, content_key) for index, turn in enumerate(turns))
 
 
 def _turn(turn: object, where: str, role_key: str, content_key: str) -> Message:
@@ -157,6 +169,42 @@ def _chat(record: Record) -> Conversation | Completion:
     return Example.chat(texts["system"], texts["user"], texts["assistant"]).content
 
 
+def _preference(record: Record) -> Conversation | Completion:
+    """The chosen side, after the prompt; `chosen` as messages may hold the prompt already."""
+    prompt, chosen = record.get("prompt"), record["chosen"]
+    if isinstance(chosen, str):
+        if isinstance(prompt, str):
+            return Completion(prompt, chosen)
+        if prompt is None:
+            raise DataError("'chosen' is text and there is no prompt; give the prompt, or write both as messages.")
+        return Conversation((*_turns(prompt, "prompt"), Message("assistant", chosen)))
+    answer = _turns(chosen, "chosen")
+    if prompt is None:
+        return Conversation(answer)
+    if not isinstance(prompt, str):
+        before = _turns(prompt, "prompt")
+        return Conversation(answer if answer[: len(before)] == before else before + answer)
+    asked = [message.content for message in answer if message.role == "user"]
+    if asked and prompt not in asked:
+        raise DataError("'chosen' has messages of the user, but none is the prompt; leave the prompt out, or them.")
+    return Conversation(answer if asked else (Message("user", prompt), *answer))
+
+
+def _openai_preference(record: Record) -> Conversation:
+    given = record["input"]
+    if not isinstance(given, dict) or "messages" not in given:
+        raise DataError(f"'input' is {_kind(given)}; beside preferred_output it must be an object with messages.")
+    _refuse_keys(given, REFUSED_KEYS | TOOL_KEYS)
+    before = _turns(given["messages"], "input.messages")
+    return Conversation(before + _turns(record["preferred_output"], "preferred_output"))
+
+
+def _text(record: Record) -> Completion:
+    if not isinstance(record["text"], str):
+        raise DataError(f"'text' is {_kind(record['text'])}; it must be text.")
+    return Completion("", record["text"])
+
+
 def _texts(record: Record, *needed: str, optional: str) -> dict[str, str]:
     """Values that are known to be text; an optional one that is absent or null is empty."""
     values = {key: record[key] for key in needed}
@@ -174,10 +222,20 @@ def _kind(value: object) -> str:
 
 
 INSTRUCTION = Shape("instruction", frozenset({"instruction", "output"}), frozenset({"input"}), _instruction)
+CONVERSATIONS = Shape("conversations", frozenset({"conversations"}), frozenset(), _conversations)
 SHAPES = (
     Shape("messages", frozenset({"messages"}), frozenset({"tools"}), _messages),
-    Shape("conversations", frozenset({"conversations"}), frozenset(), _conversations),
+    CONVERSATIONS,
     Shape("completion", frozenset({"prompt", "completion"}), frozenset(), _completion),
     INSTRUCTION,
     Shape("chat", frozenset({"user", "assistant"}), frozenset({"system"}), _chat),
+    Shape("preference", frozenset({"chosen", "rejected"}), frozenset({"prompt"}), _preference, gives_way=True),
+    Shape(
+        "OpenAI's preference", frozenset({"input", "preferred_output"}), frozenset(), _openai_preference, gives_way=True
+    ),
+    Shape("text", frozenset({"text"}), frozenset(), _text, gives_way=True),
 )
+KEYS = tuple(sorted({"weight"}.union(*(shape.needed | shape.optional for shape in SHAPES))))
+"""Every key that can be part of an example."""
+OPTIONAL_KEYS = frozenset({"weight", "input", "system", "tools"})
+"""Those without which a record is read all the same."""

@@ -6,6 +6,7 @@ On a terminal the live line is redrawn in place; elsewhere a plain line is print
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -79,7 +80,9 @@ class ConsoleReport:
         for line in lines_of(event):
             self._print(line)
 
-    def next_steps(self, model: Path, data: list[Path], finished: Finished, *, serve: str = "", own: str = "") -> None:
+    def next_steps(
+        self, model: Path, data: Sequence[str | Path], finished: Finished, *, serve: str = "", own: str = ""
+    ) -> None:
         """Show the commands that make sense after a run."""
         for line in next_steps(model, data, finished, serve=serve, own=own):
             self._print(line)
@@ -150,13 +153,15 @@ def lines_of(event: Event) -> list[str]:
             return [_short(event)]
 
 
-def next_steps(model: Path, data: list[Path], finished: Finished, *, serve: str = "", own: str = "") -> list[str]:
+def next_steps(
+    model: Path, data: Sequence[str | Path], finished: Finished, *, serve: str = "", own: str = ""
+) -> list[str]:
     """The files that a run made, and commands to use next, ready to paste; in rich's markup.
 
     Args:
-        model: what the run was given.
-        data: what the run was given.
-        finished: what came of it.
+        model: as the user named it.
+        data: likewise, with the options that say how to read it.
+        finished: how the run ended.
         serve: options of llama-server that make it render conversations as in training.
         own: the same as options of our commands.
     """

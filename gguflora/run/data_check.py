@@ -14,7 +14,7 @@ from gguflora.data import Encoded, Example, duplicate_count, prepare_one, steps_
 from gguflora.data.preparation import EMPTY_ANSWER
 from gguflora.report.checked import DataFacts
 from gguflora.report.shown import ShownExample, ShownPiece
-from gguflora.run.dataset import data_ready, make_dataset, together
+from gguflora.run.dataset import BAD_RECORD, data_ready, make_dataset, together
 from gguflora.run.opening import Base, open_base
 
 
@@ -52,8 +52,9 @@ def check(
     config: DataConfig,
     template: TemplateConfig,
     training: TrainingConfig,
+    bad_records: Sequence[str] = (),
 ) -> DataFacts:
-    """The figures of a dataset as `train` would use it.
+    """The figures of a dataset as `train` would use it; `bad_records` says what was wrong with records left out.
 
     Raises:
         GgufloraError: as training would before its first step.
@@ -62,7 +63,8 @@ def check(
     dataset = make_dataset(base, examples, validation, config, training.seed)
     ready = data_ready(dataset)
     steps = steps_per_epoch(ready.train_examples, training.batch_size)
-    skipped = together(part.skipped for part in (dataset.train, dataset.validation))
+    skipped = {BAD_RECORD: list(bad_records)} if bad_records else {}
+    skipped |= together(part.skipped for part in (dataset.train, dataset.validation))
     return DataFacts(
         examples=len(examples) + len(validation or ()),
         train=ready.train_examples,

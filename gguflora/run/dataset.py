@@ -23,6 +23,7 @@ from gguflora.errors import DataError
 from gguflora.events import DataReady, FirstExample
 from gguflora.run.opening import Base
 
+BAD_RECORD = "bad record"
 _NAMED = 3  # skipped examples named for each reason
 
 
@@ -68,10 +69,16 @@ def make_dataset(
     return dataset
 
 
-def data_ready(dataset: Dataset) -> DataReady:
-    """What to tell about a dataset."""
+def data_ready(dataset: Dataset, bad_records: Sequence[str] = ()) -> DataReady:
+    """What to tell about a dataset.
+
+    Args:
+        dataset: as it is trained.
+        bad_records: a sentence, which begins with the place, about each record that could not be used.
+    """
     parts = (dataset.train, dataset.validation)
-    skipped = together(part.skipped for part in parts)
+    bad = {BAD_RECORD: [sentence.rstrip(".") for sentence in bad_records]} if bad_records else {}
+    skipped = bad | together(part.skipped for part in parts)
     altered = together(part.altered for part in parts)
     encoded = dataset.train.encoded
     lengths = sorted(len(example.tokens) for example in encoded)

@@ -46,6 +46,7 @@ class Request:
         stop: asked after each step for a reason to stop (a signal's name), or None.
         init_adapter: an adapter to go on from; its rank, alpha and tensors are taken.
         dry_run: show plan, data and the first batch, then end; nothing is written.
+        bad_records: what was said about records that were left out when the examples were read.
     """
 
     model: Path
@@ -61,6 +62,7 @@ class Request:
     stop: Callable[[], str | None] = lambda: None
     init_adapter: Path | None = None
     dry_run: bool = False
+    bad_records: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def _about_data(request: Request, base: Base, dataset: Dataset) -> list[Event]:
     warned = [Warned(overlap)] if dataset.overlap else []
     if base.template.notice and any(isinstance(example.content, Conversation) for example in request.examples):
         warned.append(Warned(base.template.notice))
-    return [data_ready(dataset), *warned, first_example(base, dataset.train.encoded[0])]
+    return [data_ready(dataset, request.bad_records), *warned, first_example(base, dataset.train.encoded[0])]
 
 
 def _recorded(request: Request, folder: Path, setup: Setup, outcome: Outcome, told: list[Event]) -> Iterator[Event]:

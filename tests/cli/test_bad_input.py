@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -171,10 +172,29 @@ def test_tokenize_eval_and_generate_refuse_a_cut_model_too(place: Place, capsys:
 
 GOOD = {"prompt": "a", "completion": "b"}
 
+
+def folder_of_pictures(place: Place) -> Path:
+    (place.folder / "pictures").mkdir()
+    place.file("pictures/a.png", b"")
+    return place.folder / "pictures"
+
+
 DATA: dict[str, Callable[[Place], tuple[Path, tuple[str, ...]]]] = {
     "missing": lambda p: (p.folder / "absent.jsonl", ("absent.jsonl", "No such file")),
     "a name that is too long": lambda p: (p.folder / ("x" * 256), ("xxx", "too long")),
-    "a folder": lambda p: (p.folder, (str(p.folder), "Is a directory")),
+    "a folder without a dataset": lambda p: (folder_of_pictures(p), ("pictures", "without a dataset file", ".jsonl")),
+    "a pattern that nothing fits": lambda p: (p.folder / "*.csv", ("*.csv", "No file fits")),
+    "a file of another kind": lambda p: (p.file("data.zip", b"PK"), ("data.zip", "unpack it")),
+    "a CSV row of too many cells": lambda p: (
+        p.file("wide.csv", "prompt,completion\na,b\na,b,c\n"),
+        ("wide.csv:3", "3 cells", "2 columns"),
+    ),
+    "a cut gzip": lambda p: (
+        p.file("cut.jsonl.gz", gzip.compress(b"{}" * 999)[:-9]),
+        ("cut.jsonl.gz", "damaged or cut"),
+    ),
+    "a gzip bomb": lambda p: (p.file("bomb.jsonl.gz", gzip.compress(b"\n" * 2**25)), ("bomb.jsonl.gz", "bomb")),
+    "no Parquet": lambda p: (p.file("no.parquet", b"PAR1PAR1"), ("no.parquet", "can't be read")),
     "empty": lambda p: (p.file("empty.jsonl", ""), ("empty.jsonl", "no record")),
     "blank lines": lambda p: (p.file("blank.jsonl", "\n \n\n"), ("blank.jsonl", "no record")),
     "an empty array": lambda p: (p.file("array.json", "[]"), ("array.json", "no record")),
@@ -272,6 +292,12 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "an option like none": (["--zzz"], ("--zzz",)),
     "an option twice": (["--rank", "4", "--rank", "8"], ("--rank",)),
     "no value": (["--rank"], ("--rank",)),
+    "a column without a name": (["--column", "question"], ("--column", "question", "prompt=question")),
+    "a column that no example has": (["--column", "promt=question"], ("--column promt=question", "prompt")),
+    "a column that no record has": (["--column", "input=contxt"], ("--column input=contxt", "no record")),
+    "a weight of no source": (["--source-weight", "other.jsonl=2"], ("--source-weight other.jsonl", "no source")),
+    "a weight that is none": (["--source-weight", "data.jsonl=half"], ("--source-weight", "data.jsonl=0.5")),
+    "another way with bad records": (["--on-bad-record", "drop"], ("--on-bad-record", "skip")),
     "an unknown target": (["--target", "nose"], ("--target nose", "attn_q", "ffn_down", "all-linear")),
     "a misspelt target": (["--target", "atn_q"], ("--target atn_q", "did you mean attn_q?")),
     "a target that llama.cpp ignores": (["--target", "attn_norm"], ("--target attn_norm",)),

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gguflora import config
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TemplateConfig, TrainingConfig
 from gguflora.errors import UsageError
 
-RECORDS = [LoraConfig, DataConfig, TemplateConfig, TrainingConfig, ComputeConfig]
+RECORDS = [LoraConfig, ReadConfig, DataConfig, TemplateConfig, TrainingConfig, ComputeConfig]
 
 
 def test_the_defaults_are_the_documented_ones():
@@ -24,6 +24,9 @@ def test_the_defaults_are_the_documented_ones():
         "target": ("all-linear",),
         "rslora": False,
         "dropout": 0.0,
+        "column": (),
+        "source_weight": (),
+        "on_bad_record": "error",
         "max_length": 2048,
         "overlong": "drop",
         "train_on": "all",
@@ -83,6 +86,20 @@ WRONG = {
         {"validation_split": float("nan")},
         {"validation": Path("v.jsonl"), "validation_split": 0.1},
     ],
+    ReadConfig: [
+        {"column": ("prompt",)},
+        {"column": ("prompt=",)},
+        {"column": ("=question",)},
+        {"column": ("prompt=a", "prompt=b")},
+        {"source_weight": ("d.jsonl",)},
+        {"source_weight": ("=0.5",)},
+        {"source_weight": ("d.jsonl=",)},
+        {"source_weight": ("d.jsonl=-1",)},
+        {"source_weight": ("d.jsonl=inf",)},
+        {"source_weight": ("d.jsonl=nan",)},
+        {"source_weight": ("d.jsonl=1", "d.jsonl=2")},
+        {"on_bad_record": "ignore"},
+    ],
     TrainingConfig: [
         {"learning_rate": 0.0},
         {"learning_rate": -1e-4},
@@ -130,6 +147,7 @@ EDGES = [
     (LoraConfig, {"rank": 1, "alpha": 1e-3}),
     (DataConfig, {"max_length": 2, "validation_split": 0.0}),
     (DataConfig, {"validation": Path("v.jsonl")}),
+    (ReadConfig, {"column": ("text=a=b",), "source_weight": ("a=b.jsonl=0", "b=1e3"), "on_bad_record": "skip"}),
     (
         TrainingConfig,
         {"warmup_steps": 0, "weight_decay": 0.0, "epochs": 1, "max_steps": 1, "batch_size": 1, "threads": 1},
@@ -149,6 +167,15 @@ def test_every_number_is_tested_above_with_a_wrong_value():
     numbers = {name for name, kinds in types.items() if kinds & {"int", "float"}}
     assert len(numbers) == 18
     assert numbers <= {name for cases in WRONG.values() for case in cases for name in case}
+
+
+def test_what_is_said_about_reading_can_be_said_on_the_command_line_again():
+    reading = ReadConfig(column=("text=a=b",), source_weight=("a=b.jsonl=0.5",), on_bad_record="skip")
+    assert reading.columns == {"text": "a=b"}
+    assert reading.source_weights == {"a=b.jsonl": 0.5}
+    said = "--column text=a=b --source-weight a=b.jsonl=0.5 --on-bad-record skip"
+    assert reading.arguments == said.split()
+    assert ReadConfig().arguments == []
 
 
 def test_rank_stabilised_scaling_is_folded_into_the_alpha_of_the_file():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gguflora.data import json_records
+from gguflora.data import json_records, lines, load_conversations, load_text, text_records
 from gguflora.data.example import Example, Message
 from gguflora.data.formats import dataset_hash, load_alpaca, load_examples, load_jsonl, save_jsonl
 from gguflora.errors import DataError
@@ -105,6 +105,49 @@ def test_alpaca_reads_arrays_and_lines_and_refuses_other_shapes(tmp_path: Path):
         load_alpaca(other)
 
 
+def test_conversations_are_read_as_sharegpt_has_them_and_other_shapes_refused(tmp_path: Path):
+    record, expected = SHAPES["sharegpt"]
+    assert load_conversations(written(tmp_path, json.dumps([record] * 2).encode(), "a.json")) == [expected] * 2
+    assert load_conversations(written(tmp_path, json.dumps(record).encode(), "b.jsonl")) == [expected]
+    other = written(tmp_path, json.dumps(SHAPES["messages"][0]).encode(), "c.jsonl")
+    with pytest.raises(DataError) as refused:
+        load_conversations(other)
+    assert str(refused.value) == (
+        f"{other}:1: the record's keys are 'messages'; write it with the keys of one of: conversations."
+    )
+
+
+def test_a_text_file_is_one_document_and_a_folder_one_for_each(tmp_path: Path):
+    text = "\r\nOnce\tupon <|im_end|> \u2028 a time.\n\n"
+    one = written(tmp_path, b"\xef\xbb\xbf" + text.encode(), "b.txt")
+    written(tmp_path, b"# A title\n", "a.md")
+    written(tmp_path, GOOD, "c.jsonl")
+    assert load_text(one) == [Example.completion("", text)]
+    loaded = load_text(tmp_path)
+    assert loaded == [Example.completion("", "# A title\n"), Example.completion("", text)]
+    assert [example.source for example in loaded] == [str(tmp_path / "a.md"), str(one)]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", " holds no text; leave it out."),
+        (b"\xef\xbb\xbf \r\n\t", " holds no text; leave it out."),
+        (b"one\ncaf\xe9", ":2: byte 4 of the line (0xe9) is not UTF-8; save the file as UTF-8."),
+        ("Once".encode("utf-16"), ":1: the file looks like UTF-16; save it as UTF-8."),
+        (b"x" * 101, " is longer than 100 bytes; split it into several files."),
+    ],
+)
+def test_a_text_file_that_can_not_be_used_is_said(
+    data: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(text_records, "MAX_DOCUMENT", 100)
+    path = written(tmp_path, data, "d.txt")
+    with pytest.raises(DataError) as refused:
+        load_text(path)
+    assert str(refused.value) == f"{path}{message}"
+
+
 def test_several_files_come_in_the_order_given(tmp_path: Path):
     first = written(tmp_path, b'{"prompt": "a", "completion": "1"}', "z.jsonl")
     second = written(tmp_path, b'[{"prompt": "b", "completion": "2"}]', "a.json")
@@ -175,7 +218,8 @@ BAD = {
     "unknown shape": (
         b'{"question": "a", "answer": "b"}',
         ":1: the record's keys are 'question', 'answer'; write it with the keys of one of: messages \\(and tools\\); "
-        r"conversations; completion \+ prompt; instruction \+ output \(and input\); assistant \+ user \(and system\)\.",
+        r"conversations; completion \+ prompt; instruction \+ output \(and input\); assistant \+ user \(and system\); "
+        r"chosen \+ rejected \(and prompt\); input \+ preferred_output; text\.",
     ),
     "no key": (b"{}", ":1: the record's keys are none; write"),
     "missing output": (b'{"instruction": "a", "input": "b"}', ":1: the record's keys are 'instruction', 'input';"),
@@ -256,7 +300,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
 def test_a_line_beyond_the_limit_is_refused_and_one_at_the_limit_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(json_records, "MAX_LINE", len(GOOD))
+    monkeypatch.setattr(lines, "MAX_LINE", len(GOOD))
     assert len(load_jsonl(written(tmp_path, GOOD * 3))) == 3
     with pytest.raises(DataError, match=f":2: the line is longer than {len(GOOD)} bytes"):
         load_jsonl(written(tmp_path, GOOD + GOOD[:-1] + b"  \n"))
@@ -268,7 +312,7 @@ def test_an_array_on_one_line_may_be_longer_than_a_line_but_not_than_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     data = b"[" + b",".join([GOOD.strip()] * 10) + b"]"
-    monkeypatch.setattr(json_records, "MAX_LINE", 50)
+    monkeypatch.setattr(lines, "MAX_LINE", 50)
     monkeypatch.setattr(json_records, "MAX_ARRAY", len(data))
     assert len(load_jsonl(written(tmp_path, data))) == 10
     monkeypatch.setattr(json_records, "MAX_ARRAY", len(data) - 1)

@@ -84,6 +84,15 @@ def test_the_figures_add_up(base: Base):
     }
 
 
+def test_records_that_could_not_be_read_are_counted_and_the_first_named(base: Base):
+    sentences = [f"d.jsonl:{line}: the prompt is null; it must be text." for line in range(4, 9)]
+    ready = data_ready(make_dataset(base, some(3), None, DataConfig(), 0), sentences)
+    assert ready.skipped == {"bad record": 5}
+    assert ready.skipped_examples == {
+        "bad record": [f"d.jsonl:{line}: the prompt is null; it must be text" for line in (4, 5, 6)]
+    }
+
+
 def test_the_first_example_is_shown_whole_with_its_trained_part(base: Base):
     example = Example.messages([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}], weight=1.0)
     encoded = make_dataset(base, [replace(example, source="d.jsonl:1")], None, DataConfig(), 0).train.encoded[0]
