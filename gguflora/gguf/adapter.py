@@ -12,6 +12,7 @@ the file: the same training gives the same bytes.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,11 +184,19 @@ def _read_base(gguf: GgufFile) -> Identity | None:
 
 
 def _read_chat(gguf: GgufFile) -> ChatSetting:
-    values = {field: gguf.metadata.get(key, "") for field, key in _CHAT_KEYS.items()}
-    for field, value in values.items():
-        if not isinstance(value, str):
-            raise _invalid(gguf.path, f"{_CHAT_KEYS[field]} is not text")
-    return ChatSetting(**{field: str(value) for field, value in values.items()})
+    options, template = (gguf.metadata.get(key, "") for key in _CHAT_KEYS.values())
+    if not isinstance(options, str) or (options and not _is_json_object(options)):
+        raise _invalid(gguf.path, f"{_CHAT_KEYS['options']} is not a JSON object")
+    if not isinstance(template, str) or (template and not _SHA256.fullmatch(template)):
+        raise _invalid(gguf.path, f"{_CHAT_KEYS['template']} is not a SHA-256 in hex")
+    return ChatSetting(options, template)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _read_pairs(gguf: GgufFile) -> dict[str, Pair]:

@@ -190,6 +190,15 @@ INVALID = {
     "alpha NaN": ({"adapter__lora__alpha": (ValueType.FLOAT32, float("nan"))}, "alpha is nan"),
     "alpha infinite": ({"adapter__lora__alpha": (ValueType.FLOAT32, float("inf"))}, "alpha is inf"),
     "one hash of three": ({"gguflora__base__sha256": ONE_HASH}, "tokenizer.sha256 is missing"),
+    "template options that are no JSON": (
+        {"gguflora__template__options": (ValueType.STRING, "{enable_thinking: false}")},
+        "options is not a JSON object",
+    ),
+    "template options that are a list": (
+        {"gguflora__template__options": (ValueType.STRING, "[" * 99_999)},
+        "options is not a JSON object",
+    ),
+    "a template's hash that is none": ({"gguflora__template__sha256": (ValueType.STRING, "ab")}, "not a SHA-256"),
     "a hash with escape codes": ({"gguflora__base__sha256": (ValueType.STRING, "\x1b[2J")}, "not a SHA-256"),
     "no pair": ({"tensors": []}, "no pair"),
     "lora_b missing": ({"tensors": [A]}, f"{Q}.lora_a has no {Q}.lora_b"),
