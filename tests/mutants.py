@@ -33,8 +33,15 @@ MUTANTS = (
     Mutant(
         "keys get no gradient",
         "model/explicit_attention.py",
-        "    d_raw_k.copy_(_turned_back(dk, raw_k, saved.r_k, mixer.attn_k_norm, row, spec))",
+        "    _turn_back(dk, raw_k, r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)",
         "    d_raw_k.zero_()",
+        "tests/model/test_gradients.py",
+    ),
+    Mutant(
+        "values get no gradient",
+        "model/explicit_attention.py",
+        "    d_v.copy_(dv)",
+        "    d_v.zero_()",
         "tests/model/test_gradients.py",
     ),
     Mutant(
@@ -87,6 +94,13 @@ MUTANTS = (
         "tests/train/test_step.py",
     ),
     Mutant(
+        "a sum in place of the mean of a step",
+        "train/step.py",
+        "packed_row(micro_batch, dropout), 1 / total, method)",
+        "packed_row(micro_batch, dropout), 1.0, method)",
+        "tests/train/test_step.py",
+    ),
+    Mutant(
         "the last, shorter step counts less",
         "train/loop.py",
         "    update(state, gradients, rate, job.config.weight_decay)",
@@ -115,8 +129,15 @@ MUTANTS = (
         "tests/data/test_chunks.py",
     ),
     Mutant(
+        "one half of a block's scales is not looked at",
+        "kernels/dequantise/finite.py",
+        "    GgmlType.Q5_1: slice(0, 4),",
+        "    GgmlType.Q5_1: slice(0, 2),",
+        "tests/kernels/test_dequantise.py",
+    ),
+    Mutant(
         "a position that sees nothing",
-        "kernels/attention/explicit.py",
+        "kernels/attention/softmax.py",
         "dtype=torch.bool).triu(m - n + 1)",
         "dtype=torch.bool).triu(m - n)",
         "tests/kernels/test_attention.py",
@@ -228,9 +249,9 @@ MUTANTS = (
     ),
     Mutant(
         "a weight multiplies log p",
-        "kernels/head_loss/explicit.py",
-        "        dy = logits.sub_(lse[:, None]).exp_()",
-        "        dy = logits.sub_(lse[:, None]).mul_(weights[rows, None]).exp_()",
+        "kernels/head_loss/cross_entropy.py",
+        "        dy = wide.sub_(lse[:, None]).exp_()",
+        "        dy = wide.sub_(lse[:, None]).mul_(weights[:, None]).exp_()",
         "tests/train/test_step.py",
     ),
 )

@@ -17,7 +17,8 @@ from torch import Tensor
 from gguflora.arch import ModelSpec, model_spec
 from gguflora.arch.architectures import Architecture
 from gguflora.data import Encoded
-from gguflora.gguf import Adapter, GgufFile, Pair, open_gguf
+from gguflora.gguf import Adapter, GgufFile, open_gguf
+from gguflora.kernels.operations import TORCH, compiled
 from gguflora.model import (
     Decoder,
     LoraPair,
@@ -70,7 +71,9 @@ class Tiny:
 
 def method_named(name: str) -> Method:
     """A way to compute gradients, with a workspace of its own."""
-    return Method(None) if name == "reference" else Method(Workspace(ROOM), recompute=name == "recompute")
+    if name == "reference":
+        return Method(None)
+    return Method(Workspace(ROOM, compiled() if name == "compiled" else TORCH), recompute=name == "recompute")
 
 
 def tiny(path: Path, dtype: torch.dtype, packed: bool = False, **numbers: Any) -> Tiny:
@@ -112,14 +115,7 @@ def take_gradients(pairs: dict[str, LoraPair]) -> dict[str, Tensor]:
 
 def full_adapter(gguf: GgufFile) -> Adapter:
     """A random adapter on every matrix that may have one: the output layer too, where it is no embedding."""
-    adapter = random_adapter(gguf, RANK, scale=SCALE)
-    if "output.weight" not in gguf.tensors:
-        return adapter
-    rng = np.random.default_rng(1)
-    out, columns = gguf.tensors["output.weight"].shape
-    lora_a = rng.normal(0, columns**-0.5, (RANK, columns)).astype(np.float32)
-    lora_b = rng.normal(0, 0.05, (out, RANK)).astype(np.float32)
-    return Adapter(adapter.architecture, adapter.alpha, {**adapter.pairs, "output.weight": Pair(lora_a, lora_b)})
+    return random_adapter(gguf, RANK, scale=SCALE)
 
 
 def random_pairs(adapter: Adapter, dtype: torch.dtype) -> dict[str, LoraPair]:

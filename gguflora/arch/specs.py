@@ -149,6 +149,7 @@ def model_spec(gguf: GgufFile) -> ModelSpec:
         raise ModelError(_unknown_architecture(gguf))
     hparams = read_hparams(gguf)
     _check_llama_cpp_limits(gguf, row, hparams)
+    _refuse_fused(gguf)
     tensors = _Tensors(gguf, row.biases)
     spec = _model(row, hparams, tensors)
     tensors.refuse_unused()
@@ -174,6 +175,16 @@ def _check_llama_cpp_limits(gguf: GgufFile, row: Architecture, hparams: HParams)
     windowed = any(_is_windowed(index, row, hparams) for index in range(hparams.block_count))
     if row.window_pattern and hparams.sliding_window and not windowed:
         raise FileError(f"{gguf.path} names a sliding window but no layer that has it; llama.cpp aborts on it.")
+
+
+def _refuse_fused(gguf: GgufFile) -> None:
+    # llama.cpp takes either form in every architecture (create_tensor_qkv in src/llama-model.cpp).
+    for name in gguf.tensors:
+        if name.endswith(".attn_qkv.weight"):
+            raise ModelError(
+                f"{gguf.path}: tensor {name} holds queries, keys and values in one, which is not supported yet; "
+                "use a file that has attn_q, attn_k and attn_v."
+            )
 
 
 def _model(row: Architecture, hparams: HParams, tensors: _Tensors) -> ModelSpec:

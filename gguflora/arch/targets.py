@@ -29,6 +29,11 @@ OTHER_NAMES = {
 }
 
 
+def canonical_targets(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The same targets under the file's names, each once and sorted: two ways to say one thing become one."""
+    return tuple(sorted({OTHER_NAMES.get(name, name) for name in names}))
+
+
 def resolve_targets(spec: ModelSpec, names: tuple[str, ...], rank: int) -> tuple[LinearSpec, ...]:
     """The linear layers that `names` mean, in the order of the computation.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,10 @@ import numpy.typing as npt
 from gguflora.errors import UsageError
 
 Tokens = Sequence[int] | npt.NDArray[np.integer]
+
+_BEYOND_UNICODE = re.compile(rb"[\xf5-\xf7][\x80-\xbf]{3}|\xf4[\x90-\xbf][\x80-\xbf]{2}")
+"""What src/unicode.cpp reads as one character and then throws at, in C++, where nothing catches it. Other bytes that are
+no UTF-8 it replaces."""
 
 
 class Vocabulary:
@@ -30,8 +35,13 @@ class Vocabulary:
         """Turn UTF-8 into tokens (llama_tokenize in include/llama.h).
 
         Raises:
-            UsageError: the text is too long for llama.cpp's 32-bit counts.
+            UsageError: the text is too long for llama.cpp's 32-bit counts, or would end the process.
         """
+        if found := _BEYOND_UNICODE.search(text):
+            raise UsageError(
+                f"the bytes {found[0].hex(' ')} at {found.start()} stand for a character beyond U+10FFFF, at which "
+                "llama.cpp aborts; correct the text."
+            )
         room = len(text) + 2  # a token for every byte, BOS and EOS
         for _ in range(2):
             buffer = (c.c_int32 * room)()

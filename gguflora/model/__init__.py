@@ -6,6 +6,7 @@ from gguflora.model.explicit import row_gradients, row_nll
 from gguflora.model.load import load_decoder
 from gguflora.model.lora import LoraPair, Pairs, from_adapter, new_pairs, to_adapter
 from gguflora.model.row import PackedRow
+from gguflora.model.trace import Trace
 from gguflora.model.workspace import Workspace
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "LoraPair",
     "PackedRow",
     "Pairs",
+    "Trace",
     "Workspace",
     "from_adapter",
     "hidden_states",

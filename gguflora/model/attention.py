@@ -12,6 +12,7 @@ from gguflora.kernels.norm.reference import rms_norm
 from gguflora.kernels.rope.reference import rotate
 from gguflora.model.dropout import Dropout, mask_of
 from gguflora.model.linear import Linear
+from gguflora.model.trace import Trace, untraced
 from gguflora.model.weight import Weight
 
 
@@ -42,6 +43,7 @@ class Attention:
         document_starts: list[int],
         epsilon: float,
         dropout: Dropout | None = None,
+        trace: Trace = untraced,
     ) -> Tensor:
         """Mix the positions of each document: x (T, D), normalised, to (T, D).
 
@@ -52,6 +54,7 @@ class Attention:
             document_starts: where each document begins, and T at the end.
             epsilon: of the heads' norms.
             dropout: masks of what the pairs read, or None.
+            trace: is told every intermediate.
         """
         spec, tokens = self.spec, x.shape[0]
         half_split = spec.rope.kind == "half_split"
@@ -59,12 +62,20 @@ class Attention:
         q = self.attn_q(x, mask).view(tokens, spec.heads, spec.head_dim)
         k = self.attn_k(x, mask).view(tokens, spec.kv_heads, spec.head_dim)
         v = self.attn_v(x, mask).view(tokens, spec.kv_heads, spec.head_dim)
+        trace("Qcur", q)
+        trace("Kcur", k)
+        trace("Vcur", v)
         if self.attn_q_norm is not None and self.attn_k_norm is not None:
             # norms are computed in the residual's precision, as all norms are
             q = rms_norm(q.to(cos.dtype), self.attn_q_norm, epsilon).to(x.dtype)
             k = rms_norm(k.to(cos.dtype), self.attn_k_norm, epsilon).to(x.dtype)
+            trace("Qcur_normed", q)
+            trace("Kcur_normed", k)
         q = rotate(q, cos, sin, half_split)
         k = rotate(k, cos, sin, half_split)
+        trace("Qcur", q)
+        trace("Kcur", k)
         mixed = attention(q, k, v, document_starts, spec.scale, spec.window)  # (T, H, h)
         mixed = mixed.reshape(tokens, -1)
+        trace("kqv_out", mixed)
         return self.attn_output(mixed, mask_of(dropout, self.attn_output.name, mixed))

@@ -29,6 +29,7 @@ from gguflora.model.linear import Linear
 from gguflora.model.lora import Pairs
 from gguflora.model.rope import angles
 from gguflora.model.row import PackedRow
+from gguflora.model.trace import Trace, of_layer, untraced
 from gguflora.model.weight import PackedRows, dense
 
 
@@ -74,7 +75,12 @@ class Decoder:
 
 
 def hidden_states(
-    decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts: list[int], dropout: Dropout | None = None
+    decoder: Decoder,
+    tokens: Tensor,
+    positions: Tensor,
+    document_starts: list[int],
+    dropout: Dropout | None = None,
+    trace: Trace = untraced,
 ) -> Tensor:
     """Run the layers.
 
@@ -84,21 +90,33 @@ def hidden_states(
         positions: (T,) position of each token in its document.
         document_starts: where each document begins, and T at the end.
         dropout: masks of what the pairs read, or None.
+        trace: is told every intermediate.
 
     Returns:
         (T, D) normalised hidden states in the compute dtype, ready for the output layer.
     """
     epsilon = decoder.epsilon
     h = embed(decoder, tokens)
+    trace("embd", h)
     turns = rope_tables(decoder, positions)
-    for layer in decoder.layers:
+    for index, layer in enumerate(decoder.layers):
+        tell = of_layer(trace, index)
         x = rms_norm(h, layer.attn_norm, epsilon).to(decoder.dtype)
+        tell("attn_norm", x)
         cos, sin = turns[layer.mixer.spec.rope]
-        mixed = layer.mixer(x, cos, sin, document_starts, epsilon, dropout)
-        h = h + _normed(mixed, layer.post_attention_norm, decoder)
+        mixed = layer.mixer(x, cos, sin, document_starts, epsilon, dropout, tell)
+        tell("attn_out", mixed)
+        h = h + _normed(mixed, layer.post_attention_norm, decoder, tell, "attn_post_norm")
+        tell("ffn_inp", h)
         x = rms_norm(h, layer.ffn_norm, epsilon).to(decoder.dtype)
-        h = h + _normed(layer.ffn(x, dropout), layer.post_ffw_norm, decoder)
-    return rms_norm(h, decoder.output_norm, epsilon).to(decoder.dtype)
+        tell("ffn_norm", x)
+        y = layer.ffn(x, dropout, tell)
+        tell("ffn_out", y)
+        h = h + _normed(y, layer.post_ffw_norm, decoder, tell, "ffn_post_norm")
+        tell("l_out", h)
+    hidden = rms_norm(h, decoder.output_norm, epsilon).to(decoder.dtype)
+    trace("result_norm", hidden)
+    return hidden
 
 
 def embed(decoder: Decoder, tokens: Tensor) -> Tensor:
@@ -113,24 +131,33 @@ def rope_tables(decoder: Decoder, positions: Tensor) -> dict[RopeSpec, tuple[Ten
     return {spec: angles(spec, decoder.rope_factors, positions, decoder.residual_dtype) for spec in specs}
 
 
-def _normed(branch: Tensor, weight: Tensor | None, decoder: Decoder) -> Tensor:
+def _normed(branch: Tensor, weight: Tensor | None, decoder: Decoder, trace: Trace, name: str) -> Tensor:
     """A branch's result (T, D) as it is added to the residual: through its own norm, where the model has one."""
     if weight is None:
         return branch
-    return rms_norm(branch.to(decoder.residual_dtype), weight, decoder.epsilon)
+    normed = rms_norm(branch.to(decoder.residual_dtype), weight, decoder.epsilon)
+    trace(name, normed)
+    return normed
 
 
 def logits(
-    decoder: Decoder, tokens: Tensor, positions: Tensor, document_starts: list[int], wanted: Tensor | None = None
+    decoder: Decoder,
+    tokens: Tensor,
+    positions: Tensor,
+    document_starts: list[int],
+    wanted: Tensor | None = None,
+    trace: Trace = untraced,
 ) -> Tensor:
     """Logits (T, V) of every position, or of those whose indices are `wanted`: float32 (float64 in proofs).
 
-    For parity; training never needs them all.
+    For parity; training never needs them all. `trace` is told every intermediate by llama.cpp's name for it.
     """
-    hidden = hidden_states(decoder, tokens, positions, document_starts)
+    hidden = hidden_states(decoder, tokens, positions, document_starts, trace=trace)
     if wanted is not None:
         hidden = hidden[wanted]
-    return capped(decoder.output(hidden).to(decoder.residual_dtype), decoder.softcap)
+    result = capped(decoder.output(hidden).to(decoder.residual_dtype), decoder.softcap)
+    trace("result_output", result)
+    return result
 
 
 def row_loss(decoder: Decoder, row: PackedRow) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from gguflora.kernels.head_loss import explicit as head
-from gguflora.kernels.norm import explicit as norm
 from gguflora.model import explicit_attention, explicit_ffn
 from gguflora.model.decoder import Decoder, Layer, embed, rope_tables
 from gguflora.model.dropout import mask_of
@@ -31,17 +30,22 @@ from gguflora.model.workspace import Workspace
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """What a layer's backward reads: h_in, h_mid (T, D); r (T, 1) of each norm; branches before their post norms."""
+    """What a layer's backward reads.
+
+    Attributes:
+        h_in: (T, D) residual; that between the halves is computed again from it and the first branch.
+        r_attn: (T, 1) factors of the norm before attention; r_ffn: of that before the ffn.
+        mixed_branch: (T, D) what attention gives, before its post norm; ffn_branch: likewise, None without post norm.
+        r_post_ffw: (T, 1) factors of the ffn's post norm, None without.
+    """
 
     h_in: Tensor
-    h_mid: Tensor
     r_attn: Tensor
     r_ffn: Tensor
     attention: SavedAttention
     ffn: SavedFfn
-    mixed_branch: Tensor | None
+    mixed_branch: Tensor
     ffn_branch: Tensor | None
-    r_post_attention: Tensor | None
     r_post_ffw: Tensor | None
 
 
@@ -84,6 +88,7 @@ def row_nll(decoder: Decoder, row: PackedRow, work: Workspace) -> Tensor:
         work.dense(decoder.output.weight),
         stack_pairs(single(decoder.output), decoder.dtype),
         decoder.softcap,
+        work.operations.cross_entropy,
     )
 
 
@@ -104,37 +109,41 @@ def _layer_forward(
 ) -> tuple[SavedLayer, Tensor]:
     """One layer: gives what its backward reads, and h_out (T, D) in the buffer `name_out`."""
     x, r_attn = _norm(decoder, h_in, layer.attn_norm, work, prefix + "r_attn")
-    y = work.take(prefix + "mixed_branch" if layer.post_attention_norm is not None else "y", tuple(x.shape), x.dtype)
-    attention = explicit_attention.forward(layer.mixer, x, row, decoder.epsilon, work, prefix, y)
-    h_mid = work.take(prefix + "h_mid", tuple(h_in.shape), h_in.dtype)
-    r_post_attention = _add(decoder, h_in, y, layer.post_attention_norm, work, prefix + "r_post_attention", h_mid)
-    mixed_branch = y if layer.post_attention_norm is not None else None
+    mixed_branch = work.take(prefix + "mixed_branch", tuple(x.shape), x.dtype)
+    attention = explicit_attention.forward(layer.mixer, x, row, decoder.epsilon, work, prefix, mixed_branch)
+    h_mid, _ = _between(decoder, layer, h_in, mixed_branch, work)
     x, r_ffn = _norm(decoder, h_mid, layer.ffn_norm, work, prefix + "r_ffn")
     y = work.take(prefix + "ffn_branch" if layer.post_ffw_norm is not None else "y", tuple(x.shape), x.dtype)
     ffn = explicit_ffn.forward(layer.ffn, x, row.dropout, work, prefix, y)
     h_out = work.take(name_out, tuple(h_in.shape), h_in.dtype)
     r_post_ffw = _add(decoder, h_mid, y, layer.post_ffw_norm, work, prefix + "r_post_ffw", h_out)
     ffn_branch = y if layer.post_ffw_norm is not None else None
-    saved = SavedLayer(
-        h_in, h_mid, r_attn, r_ffn, attention, ffn, mixed_branch, ffn_branch, r_post_attention, r_post_ffw
-    )
-    return saved, h_out
+    return SavedLayer(h_in, r_attn, r_ffn, attention, ffn, mixed_branch, ffn_branch, r_post_ffw), h_out
 
 
 def _layer_backward(decoder: Decoder, layer: Layer, dh: Tensor, saved: SavedLayer, row: Row, work: Workspace) -> None:
     """Turn dh (T, D) of the layer's output into that of its input, in place, and add to the pairs' gradients."""
+    norm = work.operations.norm
     dx = work.take("dx", tuple(dh.shape), decoder.dtype)
     x = work.take("x", tuple(dh.shape), decoder.dtype)
     dy = _branch_gradient(dh, saved.ffn_branch, layer.post_ffw_norm, saved.r_post_ffw, work, decoder.dtype)
-    norm.apply(saved.h_mid, layer.ffn_norm, saved.r_ffn, x)
+    h_mid, r_post_attention = _between(decoder, layer, saved.h_in, saved.mixed_branch, work)
+    norm.apply(h_mid, layer.ffn_norm, saved.r_ffn, x)
     explicit_ffn.backward(layer.ffn, dy, x, row.dropout, saved.ffn, work, dx)
-    dh += norm.backward(dx, saved.h_mid, layer.ffn_norm, saved.r_ffn)
-    dy = _branch_gradient(
-        dh, saved.mixed_branch, layer.post_attention_norm, saved.r_post_attention, work, decoder.dtype
-    )
+    norm.backward(dx, h_mid, layer.ffn_norm, saved.r_ffn, dh, add=True)
+    dy = _branch_gradient(dh, saved.mixed_branch, layer.post_attention_norm, r_post_attention, work, decoder.dtype)
     norm.apply(saved.h_in, layer.attn_norm, saved.r_attn, x)
-    explicit_attention.backward(layer.mixer, dy, x, row, saved.attention, work, dx)
-    dh += norm.backward(dx, saved.h_in, layer.attn_norm, saved.r_attn)
+    explicit_attention.backward(layer.mixer, dy, x, row, decoder.epsilon, saved.attention, work, dx)
+    norm.backward(dx, saved.h_in, layer.attn_norm, saved.r_attn, dh, add=True)
+
+
+def _between(
+    decoder: Decoder, layer: Layer, h_in: Tensor, mixed_branch: Tensor, work: Workspace
+) -> tuple[Tensor, Tensor | None]:
+    """The residual (T, D) between a layer's halves, and the factors (T, 1) of attention's post norm, None without."""
+    h_mid = work.take("h_mid", tuple(h_in.shape), h_in.dtype)
+    r = _add(decoder, h_in, mixed_branch, layer.post_attention_norm, work, "r_post_attention", h_mid)
+    return h_mid, r
 
 
 def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Workspace) -> tuple[Tensor, Tensor]:
@@ -151,6 +160,7 @@ def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Work
         work.dense(decoder.output.weight),
         pairs,
         decoder.softcap,
+        work.operations.cross_entropy,
         None if mask is None else mask[labelled - 1].to(x.dtype),
     )
     if gradients.da is not None and gradients.db is not None:
@@ -158,7 +168,9 @@ def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Work
     before = labelled - 1
     dh = work.take("dh", tuple(h.shape), h.dtype).zero_()
     # A position is before at most one labelled one, so no two rows fall together.
-    dh[before] = norm.backward(gradients.dx, h[before], decoder.output_norm, r)
+    d_states = torch.empty_like(h[before])
+    work.operations.norm.backward(gradients.dx, h[before], decoder.output_norm, r, d_states)
+    dh[before] = d_states
     return nll, dh
 
 
@@ -168,7 +180,7 @@ def _labelled(decoder: Decoder, row: PackedRow, h: Tensor, work: Workspace) -> t
     states = h[labelled - 1]  # the state before a token predicts it
     x = work.take("head_x", tuple(states.shape), decoder.dtype)
     r = work.take("head_r", (states.shape[0], 1), h.dtype)
-    norm.forward(states, decoder.output_norm, decoder.epsilon, x, r)
+    work.operations.norm.forward(states, decoder.output_norm, decoder.epsilon, x, r)
     return x, r, row.labels[labelled]
 
 
@@ -176,7 +188,7 @@ def _norm(decoder: Decoder, h: Tensor, weight: Tensor, work: Workspace, name: st
     """x (T, D) in the compute dtype, a buffer that the next norm writes again, and r (T, 1), which is kept."""
     x = work.take("x", tuple(h.shape), decoder.dtype)
     r = work.take(name, (h.shape[0], 1), h.dtype)
-    norm.forward(h, weight, decoder.epsilon, x, r)
+    work.operations.norm.forward(h, weight, decoder.epsilon, x, r)
     return x, r
 
 
@@ -188,7 +200,7 @@ def _add(
         torch.add(h, branch, out=out)
         return None
     r = work.take(name, (h.shape[0], 1), h.dtype)
-    norm.forward(branch.to(h.dtype), weight, decoder.epsilon, out, r)
+    work.operations.norm.forward(branch.to(h.dtype), weight, decoder.epsilon, out, r)
     out += h
     return r
 
@@ -200,4 +212,5 @@ def _branch_gradient(
     dy = work.take("dy", tuple(dh.shape), dtype)
     if branch is None or weight is None or r is None:
         return dy.copy_(dh)
-    return dy.copy_(norm.backward(dh, branch.to(dh.dtype), weight, r))
+    work.operations.norm.backward(dh, branch.to(dh.dtype), weight, r, dy)
+    return dy

@@ -3,8 +3,8 @@
     q, k, v = x W_q^T, x W_k^T, x W_v^T        q, k through the heads' norms (where there are any), then rope
     y = attention(q, k, v) W_o^T
 
-Kept for the backward: q, k, v as attention reads them, what it gives, the pairs' inner products, and, for the heads'
-norms, q and k before them.
+Kept for the backward: q, k and v as the product gave them, what attention gives, and the pairs' inner products. The
+heads' norms and rope are computed again: they cost less than the memory that their results would take.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from gguflora.arch import AttentionSpec
 from gguflora.kernels.attention import explicit as attention
-from gguflora.kernels.norm import explicit as norm
-from gguflora.kernels.rope.reference import rotate
+from gguflora.kernels.operations import Operations
 from gguflora.model import groups
 from gguflora.model.attention import Attention
 from gguflora.model.dropout import Dropout
@@ -43,19 +42,12 @@ class Row:
 
 @dataclass(frozen=True)
 class SavedAttention:
-    """qkv (T, (H + 2K) h) as the product gave them; q (T, H, h), k (T, K, h) turned; mixed (T, H, h); c (T, R) each.
-
-    r_q (T H, 1) and r_k (T K, 1) are the heads' norms' factors, None without.
-    """
+    """qkv (T, (H + 2K) h) as the product gave them; mixed (T, H, h); c (T, R) of the pairs."""
 
     qkv: Tensor
-    q: Tensor
-    k: Tensor
     mixed: Tensor
     c_qkv: Tensor | None
     c_output: Tensor | None
-    r_q: Tensor | None
-    r_k: Tensor | None
 
 
 def forward(
@@ -67,17 +59,24 @@ def forward(
     qkv = work.take(prefix + "qkv", (tokens, group.weight.shape[0]), x.dtype)
     c_qkv = groups.forward(group, x, row.dropout, work, prefix + "c_qkv", qkv)
     raw_q, raw_k, v = _heads(qkv, spec)
-    q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, prefix + "q")
-    k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, prefix + "k")
+    q, _ = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, "q")
+    k, _ = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, "k")
     mixed = work.take(prefix + "mixed", (tokens, spec.heads, spec.head_dim), x.dtype)
-    attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed)
+    attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed, work.operations.softmax)
     flat = mixed.view(tokens, -1)
     c_output = groups.forward(single(mixer.attn_output), flat, row.dropout, work, prefix + "c_output", y)
-    return SavedAttention(qkv, q, k, mixed, c_qkv, c_output, r_q, r_k)
+    return SavedAttention(qkv, mixed, c_qkv, c_output)
 
 
 def backward(
-    mixer: Attention, dy: Tensor, x: Tensor, row: Row, saved: SavedAttention, work: Workspace, dx: Tensor
+    mixer: Attention,
+    dy: Tensor,
+    x: Tensor,
+    row: Row,
+    epsilon: float,
+    saved: SavedAttention,
+    work: Workspace,
+    dx: Tensor,
 ) -> None:
     """Write dx (T, D) for dy (T, D), and add to the pairs' gradients."""
     spec = mixer.spec
@@ -85,13 +84,22 @@ def backward(
     d_mixed = work.take("d_mixed", tuple(mixed.shape), x.dtype)
     groups.backward(single(mixer.attn_output), dy, mixed, saved.c_output, row.dropout, work, d_mixed)
     raw_q, raw_k, v = _heads(saved.qkv, spec)
+    q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, "q")
+    k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, "k")
     dq, dk, dv = attention.backward(
-        d_mixed.view_as(saved.mixed), saved.q, saved.k, v, row.document_starts, spec.scale, spec.window
+        d_mixed.view_as(saved.mixed),
+        q,
+        k,
+        v,
+        row.document_starts,
+        spec.scale,
+        spec.window,
+        work.operations.softmax,
     )
     d_qkv = work.take("d_qkv", tuple(saved.qkv.shape), x.dtype)
     d_raw_q, d_raw_k, d_v = _heads(d_qkv, spec)
-    d_raw_q.copy_(_turned_back(dq, raw_q, saved.r_q, mixer.attn_q_norm, row, spec))
-    d_raw_k.copy_(_turned_back(dk, raw_k, saved.r_k, mixer.attn_k_norm, row, spec))
+    _turn_back(dq, raw_q, r_q, mixer.attn_q_norm, row, spec, work.operations, d_raw_q)
+    _turn_back(dk, raw_k, r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)
     d_v.copy_(dv)
     groups.backward(_qkv(mixer), d_qkv, x, saved.c_qkv, row.dropout, work, dx)
 
@@ -118,19 +126,31 @@ def _turned(
         r = work.take(name + "_r", (tokens, heads), row.cos.dtype).view(-1, 1)
         flat = raw.to(row.cos.dtype).reshape(-1, size)
         x = torch.empty(raw.shape, dtype=raw.dtype)
-        norm.forward(flat, weight, epsilon, x.view(-1, size), r)
+        work.operations.norm.forward(flat, weight, epsilon, x.view(-1, size), r)
     turned = work.take(name, tuple(raw.shape), raw.dtype)
-    turned.copy_(rotate(x, row.cos, row.sin, spec.rope.kind == "half_split"))
+    work.operations.rope.rotate(x, row.cos, row.sin, spec.rope.kind == "half_split", turned)
     return turned, r
 
 
-def _turned_back(
-    d_turned: Tensor, raw: Tensor, r: Tensor | None, weight: Tensor | None, row: Row, spec: AttentionSpec
-) -> Tensor:
-    """Gradient of `_turned`: rope by the opposite angle, then the norm's backward."""
-    d_normed = rotate(d_turned, row.cos, -row.sin, spec.rope.kind == "half_split")
+def _turn_back(
+    d_turned: Tensor,
+    raw: Tensor,
+    r: Tensor | None,
+    weight: Tensor | None,
+    row: Row,
+    spec: AttentionSpec,
+    operations: Operations,
+    d_raw: Tensor,
+) -> None:
+    """Write the gradient of `_turned` to d_raw (T, H, h): rope by the opposite angle, then the norm's backward."""
+    half_split = spec.rope.kind == "half_split"
     if weight is None or r is None:
-        return d_normed
+        operations.rope.rotate(d_turned, row.cos, row.sin, half_split, d_raw, back=True)
+        return
+    d_normed = torch.empty(raw.shape, dtype=raw.dtype)
+    operations.rope.rotate(d_turned, row.cos, row.sin, half_split, d_normed, back=True)
     size = raw.shape[-1]
     flat = raw.to(row.cos.dtype).reshape(-1, size)
-    return norm.backward(d_normed.reshape(-1, size), flat, weight, r).view(raw.shape)
+    dx = torch.empty_like(d_normed.view(-1, size))
+    operations.norm.backward(d_normed.view(-1, size), flat, weight, r, dx)
+    d_raw.copy_(dx.view(raw.shape))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gguflora.kernels.activation import explicit as activation
 from gguflora.model import groups
 from gguflora.model.dropout import Dropout
 from gguflora.model.ffn import Ffn
@@ -35,7 +34,7 @@ def forward(ffn: Ffn, x: Tensor, dropout: Dropout | None, work: Workspace, prefi
     c_gate_up = groups.forward(group, x, dropout, work, prefix + "c_gate_up", gate_up)
     gate, up = gate_up.chunk(2, dim=1)
     act = work.take("act", tuple(gate.shape), x.dtype)
-    activation.forward(gate, up, ffn.activation, act)
+    work.operations.activation.forward(gate, up, ffn.activation, act)
     c_down = groups.forward(single(ffn.ffn_down), act, dropout, work, prefix + "c_down", y)
     return SavedFfn(gate_up, c_gate_up, c_down)
 
@@ -46,12 +45,12 @@ def backward(
     """Write dx (T, D) for dy (T, D), and add to the pairs' gradients."""
     gate, up = saved.gate_up.chunk(2, dim=1)
     act = work.take("act", tuple(gate.shape), x.dtype)
-    activation.forward(gate, up, ffn.activation, act)
+    work.operations.activation.forward(gate, up, ffn.activation, act)
     d_act = work.take("d_act", tuple(gate.shape), x.dtype)
     groups.backward(single(ffn.ffn_down), dy, act, saved.c_down, dropout, work, d_act)
     d_gate_up = work.take("d_gate_up", tuple(saved.gate_up.shape), x.dtype)
     d_gate, d_up = d_gate_up.chunk(2, dim=1)
-    activation.backward(d_act, gate, up, ffn.activation, d_gate, d_up)
+    work.operations.activation.backward(d_act, gate, up, ffn.activation, d_gate, d_up)
     groups.backward(_gate_up(ffn), d_gate_up, x, saved.c_gate_up, dropout, work, dx)
 
 

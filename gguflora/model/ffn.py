@@ -10,6 +10,7 @@ from gguflora.arch.architectures import Activation
 from gguflora.kernels.activation.reference import gated
 from gguflora.model.dropout import Dropout, mask_of
 from gguflora.model.linear import Linear
+from gguflora.model.trace import Trace, untraced
 from gguflora.model.weight import Weight
 
 
@@ -27,8 +28,12 @@ class Ffn:
     ffn_up: Linear
     ffn_down: Linear
 
-    def __call__(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
-        """X (T, D), normalised, to (T, D)."""
+    def __call__(self, x: Tensor, dropout: Dropout | None = None, trace: Trace = untraced) -> Tensor:
+        """X (T, D), normalised, to (T, D); `trace` is told every intermediate."""
         mask = mask_of(dropout, self.ffn_gate.name, x)
-        act = gated(self.ffn_gate(x, mask), self.ffn_up(x, mask), self.activation)
+        gate, up = self.ffn_gate(x, mask), self.ffn_up(x, mask)
+        act = gated(gate, up, self.activation)
+        trace("ffn_gate", gate)
+        trace("ffn_up", up)
+        trace("ffn_act", act)
         return self.ffn_down(act, mask_of(dropout, self.ffn_down.name, act))

@@ -11,6 +11,7 @@ from torch import Tensor
 from gguflora.arch import LayerSpec, LinearSpec, ModelSpec, check_types
 from gguflora.errors import FileError
 from gguflora.gguf import BLOCKS, GgmlType, GgufFile
+from gguflora.kernels.dequantise.finite import all_finite
 from gguflora.kernels.dequantise.reference import dequantise
 from gguflora.model.attention import Attention
 from gguflora.model.decoder import Decoder, Layer
@@ -35,8 +36,9 @@ def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, packed: bo
     check_types(gguf)
     residual = torch.promote_types(dtype, torch.float32)
     factors = spec.layers[0].mixer.rope.factors
+    embedding = _rows(gguf, spec.token_embd)
     return Decoder(
-        token_embd=PackedRows(_packed(gguf, spec.token_embd).clone(), gguf.tensors[spec.token_embd].type),
+        token_embd=replace(embedding, data=embedding.data.clone()),
         layers=tuple(_layer(gguf, layer, dtype, packed) for layer in spec.layers),
         output_norm=_tensor(gguf, spec.output_norm, residual),
         output=_linear(gguf, spec.output, dtype, packed),
@@ -95,21 +97,26 @@ def _group(
 
 
 def _linear(gguf: GgufFile, spec: LinearSpec, dtype: torch.dtype, packed: bool) -> Linear:
-    weight: Weight
-    if packed:
-        rows = PackedRows(_packed(gguf, spec.name), gguf.tensors[spec.name].type)
-        weight = PackedWeight((rows,), spec.shape, dtype)
-    else:
-        weight = _tensor(gguf, spec.name, dtype)
+    weight = PackedWeight((_rows(gguf, spec.name),), spec.shape, dtype) if packed else _tensor(gguf, spec.name, dtype)
     return Linear(name=spec.name, weight=weight, bias=_optional(gguf, spec.bias, dtype))
 
 
 def _tensor(gguf: GgufFile, name: str, dtype: torch.dtype) -> Tensor:
     values = dequantise(_packed(gguf, name), gguf.tensors[name].type).reshape(gguf.tensors[name].shape)
-    if not values.isfinite().all():
-        raise FileError(f"{gguf.path}: tensor {name} holds values that are not finite; download or copy it again.")
+    _require_finite(gguf, name, bool(values.isfinite().all()))
     # A copy even where nothing changes: an F32 tensor would otherwise alias the file.
     return values.to(dtype, copy=True)
+
+
+def _rows(gguf: GgufFile, name: str) -> PackedRows:
+    rows = PackedRows(_packed(gguf, name), gguf.tensors[name].type)
+    _require_finite(gguf, name, all_finite(rows.data, rows.type))
+    return rows
+
+
+def _require_finite(gguf: GgufFile, name: str, finite: bool) -> None:
+    if not finite:
+        raise FileError(f"{gguf.path}: tensor {name} holds values that are not finite; download or copy it again.")
 
 
 def _packed(gguf: GgufFile, name: str) -> Tensor:

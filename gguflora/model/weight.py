@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gguflora.gguf import GgmlType
-from gguflora.kernels.dequantise.reference import dequantise
+from gguflora.kernels.dequantise.into import dequantise
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,22 @@ class PackedWeight:
 Weight = Tensor | PackedWeight
 
 
-def dense(weight: Weight, out: Tensor | None = None) -> Tensor:
-    """The matrix (out, in) in the compute dtype: a resident one as it is, a packed one dequantised (into `out`)."""
+def dense(weight: Weight) -> Tensor:
+    """The matrix (out, in) in the compute dtype: a resident one as it is, a packed one dequantised."""
     if isinstance(weight, Tensor):
         return weight
-    matrix = torch.empty(weight.shape, dtype=weight.dtype) if out is None else out
+    matrix = torch.empty(weight.shape, dtype=weight.dtype)
+    unpack(weight, dequantise, matrix)
+    return matrix
+
+
+def unpack(weight: PackedWeight, dequantise: Callable[[Tensor, GgmlType, Tensor], None], matrix: Tensor) -> None:
+    """Write a packed weight to matrix (out, in), by a version of `dequantise`."""
     row = 0
     for part in weight.parts:
         rows = part.data.shape[0]
-        matrix[row : row + rows] = dequantise(part.data, part.type)
+        dequantise(part.data, part.type, matrix[row : row + rows])
         row += rows
-    return matrix
 
 
 def stacked(weights: list[Weight]) -> Weight:

@@ -1,4 +1,5 @@
-"""Buffers that the explicit forward and backward work in, allocated once and reused for every row.
+"""What the explicit forward and backward work with: buffers that are allocated once and reused for every row, and the
+version of the operations between the products.
 
 Freshly allocated memory costs a page fault for each 4 KiB at its first use; a step of SmolLM2 touched 360,000 pages
 before buffers were kept and 8,000 after (docs/log.md).
@@ -11,7 +12,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gguflora.model.weight import Weight, dense
+from gguflora.kernels.operations import TORCH, Operations
+from gguflora.model.weight import Weight, unpack
 
 
 class Workspace:
@@ -21,8 +23,9 @@ class Workspace:
     anything reads a value that was not written for it.
     """
 
-    def __init__(self, tokens: int) -> None:
+    def __init__(self, tokens: int, operations: Operations = TORCH) -> None:
         self.tokens = tokens
+        self.operations = operations
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -41,7 +44,9 @@ class Workspace:
         scratch = self._buffers.get("weight")
         if scratch is None or scratch.numel() < prod(weight.shape) or scratch.dtype is not weight.dtype:
             scratch = self._buffers["weight"] = torch.empty(prod(weight.shape), dtype=weight.dtype)
-        return dense(weight, scratch[: prod(weight.shape)].view(weight.shape))
+        matrix = scratch[: prod(weight.shape)].view(weight.shape)
+        unpack(weight, self.operations.dequantise, matrix)
+        return matrix
 
     def release(self, tokens: int) -> None:
         """Give the buffers back; new ones are made for rows of up to `tokens` tokens."""

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
-from gguflora.arch import resolve_targets
+from gguflora.arch import canonical_targets, resolve_targets
 from gguflora.config import LoraConfig
 from gguflora.errors import FileError, UsageError
 from gguflora.gguf import check_fits, read_adapter
@@ -17,7 +17,7 @@ from gguflora.run.opening import Base
 def initial_pairs(
     base: Base, lora: LoraConfig, seed: int, adapter_path: Path | None
 ) -> tuple[LoraConfig, dict[str, LoraPair]]:
-    """The fresh state's pairs, and the configuration that holds for them.
+    """The fresh state's pairs, and the configuration that holds for them, its targets under the file's names.
 
     An adapter, ours or one of llama.cpp's convert_lora_to_gguf.py, decides rank, alpha and tensors; the options for
     these are then not looked at.
@@ -28,7 +28,7 @@ def initial_pairs(
     """
     if adapter_path is None:
         targets = resolve_targets(base.spec, lora.target, lora.rank)
-        return lora, new_pairs(targets, lora.rank, seed)
+        return replace(lora, target=canonical_targets(lora.target)), new_pairs(targets, lora.rank, seed)
     adapter = read_adapter(adapter_path)
     check_fits(adapter_path, adapter, base.gguf, base.identity)
     ranks = {pair.rank for pair in adapter.pairs.values()}

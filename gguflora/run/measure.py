@@ -14,9 +14,10 @@ from gguflora.config import TemplateConfig
 from gguflora.data import Example, prepare
 from gguflora.errors import UsageError
 from gguflora.gguf import Adapter, check_fits, read_adapter
+from gguflora.kernels.operations import choose_operations
 from gguflora.model import Decoder, Workspace, from_adapter, load_decoder, with_pairs
 from gguflora.run.opening import Base, open_base
-from gguflora.run.setting import keep_freed_memory, set_threads
+from gguflora.run.setting import set_threads
 from gguflora.run.template import with_adapters_setting
 from gguflora.train import Method, evaluate
 
@@ -50,12 +51,11 @@ def measure(
         _log.warning("%s", base.template.notice)
     prepared = prepare(examples, base.tokenizer, base.template, base.spec.context_length)
     set_threads(None)
-    keep_freed_memory()
     measured = evaluate(
         _decoder(base, lora, adapter, scale),
         prepared.encoded,
         MICRO_BATCH_TOKENS,
-        Method(Workspace(MICRO_BATCH_TOKENS)),
+        Method(Workspace(MICRO_BATCH_TOKENS, choose_operations(torch.float32, "auto")[0])),
     )
     return {
         "nll": measured.nll,

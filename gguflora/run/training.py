@@ -21,6 +21,7 @@ from gguflora.data import Conversation, Encoded, Example
 from gguflora.errors import GgufloraError
 from gguflora.events import Event, Finished, Planned, Warned
 from gguflora.gguf import ChatSetting
+from gguflora.kernels.operations import Operations
 from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pairs
 from gguflora.report import append_metrics, keep_metrics_until
 from gguflora.run.choices import Choices, choose
@@ -28,7 +29,7 @@ from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_exampl
 from gguflora.run.folder import check_folder, claim_folder, read_record, write_record
 from gguflora.run.initial import file_hash, initial_pairs
 from gguflora.run.opening import Base, model_loaded, open_base
-from gguflora.run.setting import environment, keep_freed_memory, set_threads
+from gguflora.run.setting import environment, set_threads
 from gguflora.run.start import Start, resumed_start
 from gguflora.run.template import chat_setting
 from gguflora.run.verify import answers, verify
@@ -74,6 +75,7 @@ class Setup:
         pairs: of the fresh state.
         record: what run.json will hold.
         decoder: the base without pairs.
+        operations: what runs between the products; None for the reference.
         chat: what adapter files say of the template.
     """
 
@@ -83,6 +85,7 @@ class Setup:
     pairs: dict[str, LoraPair]
     record: dict[str, Any]
     decoder: Decoder
+    operations: Operations | None
     chat: ChatSetting
 
 
@@ -118,13 +121,14 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     choices = choose(request.compute, base.spec, set_threads(request.training.threads), old)
     decoder = load_decoder(base.gguf, base.spec, choices.dtype, choices.packed)
     setup = Setup(
-        base,
-        dataset,
-        lora,
-        pairs,
-        _record(request, base, dataset, lora, choices),
-        decoder,
-        chat_setting(request.template),
+        base=base,
+        dataset=dataset,
+        lora=lora,
+        pairs=pairs,
+        record=_record(request, base, dataset, lora, choices),
+        decoder=decoder,
+        operations=choices.operations,
+        chat=chat_setting(request.template),
     )
     outcome.base, outcome.alpha, outcome.chat = base, lora.file_alpha, setup.chat
     if request.dry_run:
@@ -202,7 +206,6 @@ def _train(request: Request, setup: Setup, state: State, checkpoints: Checkpoint
 
 
 def _job(request: Request, setup: Setup, state: State) -> Job:
-    keep_freed_memory()
     compute = request.compute
     # Going on with a smaller limit is possible, with a larger one than was found to fit it is not.
     state.micro_batch_tokens = min(state.micro_batch_tokens, compute.micro_batch_tokens)
@@ -212,7 +215,7 @@ def _job(request: Request, setup: Setup, state: State) -> Job:
         examples=setup.dataset.train.encoded,
         validation=setup.dataset.validation.encoded,
         config=request.training,
-        work=Workspace(state.micro_batch_tokens) if compute.kernels == "explicit" else None,
+        work=Workspace(state.micro_batch_tokens, setup.operations) if setup.operations else None,
         dropout=setup.lora.dropout,
         packing=compute.packing == "on",
     )
@@ -274,6 +277,7 @@ def _record(request: Request, base: Base, dataset: Dataset, lora: LoraConfig, ch
             "gguflora": version("gguflora"),
             **environment(torch.get_num_threads()),
             "compute dtype": str(choices.dtype).removeprefix("torch."),
+            "kernels": choices.reasons["kernels"],
         },
         "choices": choices.reasons | {"best adapter": f"the one of the lowest {best}"},
     }

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gguflora.data import Encoded, MicroBatch, pack
 from gguflora.model import Decoder
+from gguflora.train.room import is_out_of_memory, nothing_left, shorter_rows
 from gguflora.train.step import Method, micro_batch_nll
 
 
@@ -22,9 +23,27 @@ class Measured:
 
 
 def evaluate(decoder: Decoder, encoded: Sequence[Encoded], micro_batch_tokens: int, method: Method) -> Measured:
-    """Measure `encoded` with the decoder as it is, packed into rows of at most `micro_batch_tokens` tokens."""
-    nll = np.concatenate([token_nll(decoder, micro_batch, method) for micro_batch in pack(encoded, micro_batch_tokens)])
-    return Measured(float(nll.mean(dtype=np.float64)), len(nll))
+    """Measure `encoded` with the decoder as it is, packed into rows of at most `micro_batch_tokens` tokens.
+
+    When memory runs out it begins again with shorter rows, as a step does.
+
+    Raises:
+        MachineError: memory ran out on an example alone.
+    """
+    lengths, limit = [len(example.tokens) for example in encoded], micro_batch_tokens
+    while True:
+        try:
+            nll = np.concatenate([token_nll(decoder, row, method) for row in pack(encoded, limit)])
+            return Measured(float(nll.mean(dtype=np.float64)), len(nll))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            shorter = shorter_rows(lengths, limit)
+            if shorter is None:
+                raise nothing_left(lengths, "while measuring", error) from error
+        limit = shorter
+        if method.work is not None:
+            method.work.release(limit)
 
 
 def token_nll(decoder: Decoder, micro_batch: MicroBatch, method: Method) -> npt.NDArray[np.float32]:

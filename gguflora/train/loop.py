@@ -126,15 +126,15 @@ def _step(job: Job, state: State, batch: Batch) -> StepDone:
     started = time.monotonic()
     dropout = DropoutKey(job.dropout, job.config.seed, state.step)
     loss = accumulate(job.decoder, micro_batches(job, state, batch), Method(job.work, state.recompute), dropout)
-    sources = ", ".join(example.source for example in batch.examples)
-    _require_finite(loss.nll, f"the loss of step {state.step + 1} ({sources})")
+    step = f"step {state.step + 1} ({', '.join(example.source for example in batch.examples)})"
+    _require_finite(loss.nll, f"the loss of {step}")
     gradients = gradients_of(state)
-    norm = clip(gradients, job.config.max_grad_norm, state.step + 1)
+    norm = clip(gradients, job.config.max_grad_norm, step)
     rate = learning_rate(
         state.step + 1, job.total_steps, job.warmup_steps, job.config.learning_rate, job.config.schedule
     )
     update(state, gradients, rate, job.config.weight_decay)
-    _require_finite(_norm(state), f"the adapter after step {state.step}")
+    _require_finite(_norm(state), f"the adapter after {step}")
     state.epoch_nll += loss.nll
     state.epoch_weight += loss.weight
     seconds = time.monotonic() - started

@@ -30,8 +30,13 @@ def gradients_of(state: State) -> list[Tensor]:
     return gradients
 
 
-def clip(gradients: list[Tensor], max_norm: float, step: int) -> float:
+def clip(gradients: list[Tensor], max_norm: float, step: str) -> float:
     """Scale all gradients down together if their norm exceeds `max_norm`; untouched to the bit otherwise.
+
+    Args:
+        gradients: of the step.
+        max_norm: what their norm may be.
+        step: the step, for the message: its number and examples.
 
     Returns:
         The norm before clipping.
@@ -42,7 +47,7 @@ def clip(gradients: list[Tensor], max_norm: float, step: int) -> float:
     norm = float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])))
     if not norm < float("inf"):
         raise NumericError(
-            f"the gradients of step {step} are not finite; lower --learning-rate or look at that step's examples."
+            f"the gradients of {step} are not finite; lower --learning-rate or look at that step's examples."
         )
     if norm > max_norm:
         for gradient in gradients:

@@ -1,7 +1,8 @@
 """Out of memory in a step: make room and do the step again. Nothing of the failed try is kept.
 
 Order: shorter rows, until every row is one example; then layers computed again in the backward; then an error that says
-what was needed. Rows and recomputation change no loss, and no dropout mask.
+what was needed. Rows and recomputation change no loss, and no dropout mask. A measurement that runs out is done again
+with shorter rows as well.
 """
 
 from __future__ import annotations
@@ -38,18 +39,38 @@ def make_room(state: State, work: Workspace | None, lengths: Sequence[int], erro
     """
     for _, parameter in named_parameters(state.pairs):
         parameter.grad = None
-    reason = " ".join(str(error).split()) or type(error).__name__
-    rows = best_fit(lengths, state.micro_batch_tokens)
-    if len(rows) < len(lengths):
-        while len(best_fit(lengths, state.micro_batch_tokens)) <= len(rows):  # a limit that changes nothing is no help
-            state.micro_batch_tokens = max(1, state.micro_batch_tokens // 2)
+    shorter = shorter_rows(lengths, state.micro_batch_tokens)
+    if shorter is not None:
+        state.micro_batch_tokens = shorter
     elif work is not None and not state.recompute:
         state.recompute = True
     else:
-        raise MachineError(
-            f"memory ran out in step {state.step + 1} on an example of {max(lengths)} tokens computed alone "
-            f"({reason}); use a smaller --max-length or --weights packed, or a machine with more memory."
-        ) from error
+        raise nothing_left(lengths, f"in step {state.step + 1}", error) from error
     if work is not None:
         work.release(state.micro_batch_tokens)
-    return Halved(state.step, state.micro_batch_tokens, state.recompute, reason)
+    return Halved(state.step, state.micro_batch_tokens, state.recompute, _reason(error))
+
+
+def shorter_rows(lengths: Sequence[int], limit: int) -> int | None:
+    """The largest half, quarter, ... of `limit` tokens that makes more rows of examples of `lengths` tokens.
+
+    None if every row is one example already.
+    """
+    rows = len(best_fit(lengths, limit))
+    if rows == len(lengths):
+        return None
+    while len(best_fit(lengths, limit)) <= rows:  # a limit that changes nothing is no help
+        limit = max(1, limit // 2)
+    return limit
+
+
+def nothing_left(lengths: Sequence[int], where: str, error: BaseException) -> MachineError:
+    """What to tell when examples of `lengths` tokens, each computed alone, are too much."""
+    return MachineError(
+        f"memory ran out {where} on an example of {max(lengths)} tokens computed alone ({_reason(error)}); "
+        "use a smaller --max-length or --weights packed, or a machine with more memory."
+    )
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

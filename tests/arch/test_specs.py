@@ -208,6 +208,20 @@ def test_a_tensor_that_is_missing_is_named(make: Maker, tmp_path: Path, architec
         model_spec(file)
 
 
+@pytest.mark.parametrize("architecture", OWN)
+def test_queries_keys_and_values_in_one_tensor_are_refused_by_its_name(
+    make: Maker, tmp_path: Path, architecture: str
+) -> None:
+    """As llama.cpp's converter fuses them on request: attn_q is not missing, it is somewhere else."""
+    tensors: dict[str, Any] = {f"blk.1.attn_{each}.weight": None for each in "qkv"}
+    fused = tensors | {"blk.1.attn_qkv.weight": np.ones((100, 48))}
+    file = rewritten(make(architecture), tmp_path / "fused.gguf", tensors=fused)
+    with pytest.raises(
+        ModelError, match=r"fused\.gguf: tensor blk\.1\.attn_qkv\.weight holds queries, keys and values"
+    ):
+        model_spec(file)
+
+
 @pytest.mark.parametrize(("architecture", "name"), NEEDED)
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(
     make: Maker, tmp_path: Path, architecture: str, name: str

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gguflora.arch import ModelSpec, model_spec, resolve_targets
+from gguflora.arch import ModelSpec, canonical_targets, model_spec, resolve_targets
 from gguflora.arch.architectures import Effect
 from gguflora.arch.targets import OTHER_NAMES
 from gguflora.errors import ModelError, UsageError
@@ -42,6 +42,12 @@ def test_a_stem_is_that_layer_in_every_block(tmp_path: Path, stem: str) -> None:
 def test_other_trainers_names_are_understood(tmp_path: Path, other: str, stem: str) -> None:
     spec = spec_of(tmp_path)
     assert names(spec, other) == names(spec, stem)
+
+
+def test_two_ways_to_name_the_same_targets_are_one() -> None:
+    assert canonical_targets(("v_proj", "attn_q", "q_proj")) == canonical_targets(("attn_q", "attn_v"))
+    assert canonical_targets(("all-linear",)) == ("all-linear",)
+    assert canonical_targets(("attn_q",)) != canonical_targets(("attn_k",))
 
 
 def test_names_add_up_once_each_in_the_order_of_the_computation(tmp_path: Path) -> None:

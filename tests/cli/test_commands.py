@@ -487,7 +487,11 @@ def test_help_comes_at_once_and_without_torch():
     assert min(times) < 1
 
 
-def test_tokenize_starts_without_torch(model: Path):
+@pytest.mark.parametrize("name", ["tokenize", "render", "inspect"])
+def test_what_computes_nothing_starts_without_torch(model: Path, tmp_path: Path, name: str):
+    messages = tmp_path / "messages.json"
+    messages.write_text('[{"role": "user", "content": "hi"}]')
+    more = {"tokenize": ["text"], "render": [str(messages)], "inspect": []}
     check = (
         "import sys\n"
         "from gguflora.cli import main\n"
@@ -495,7 +499,7 @@ def test_tokenize_starts_without_torch(model: Path):
         "except SystemExit as ended: assert ended.code == 0\n"
         "assert 'torch' not in sys.modules\n"
     )
-    arguments = [sys.executable, "-c", check, "tokenize", str(model), "text"]
+    arguments = [sys.executable, "-c", check, name, str(model), *more[name]]
     subprocess.run(arguments, check=True, capture_output=True, timeout=60)
 
 

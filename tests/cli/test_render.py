@@ -6,7 +6,6 @@ import io
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,15 +262,3 @@ def test_a_templates_own_refusal_reaches_the_user(tmp_path: Path, capsys: pytest
     write_gguf(path, typed(whole) | {"tokenizer.chat_template": (ValueType.STRING, MISTRAL)}, [])
     assert command("render", path, file(tmp_path, [{"role": "tool", "content": "a"}])) == 2
     assert "only user and assistant" in capsys.readouterr().err
-
-
-def test_render_starts_without_torch(smollm2_path: Path, tmp_path: Path) -> None:
-    check = (
-        "import sys\n"
-        "from gguflora.cli import main\n"
-        "try: main(sys.argv[1:])\n"
-        "except SystemExit as ended: assert ended.code == 0\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    arguments = [sys.executable, "-c", check, "render", str(smollm2_path), str(file(tmp_path, [USER]))]
-    subprocess.run(arguments, check=True, capture_output=True, timeout=60)

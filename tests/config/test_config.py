@@ -52,7 +52,7 @@ def test_the_defaults_are_the_documented_ones():
         "micro_batch_tokens": 2048,
         "packing": "on",
         "recompute": "off",
-        "kernels": "explicit",
+        "kernels": "auto",
     }
 
 

@@ -13,6 +13,7 @@ from torch.autograd import gradcheck
 
 from gguflora.kernels.attention import explicit
 from gguflora.kernels.attention.reference import attention
+from gguflora.kernels.attention.softmax import TORCH
 from tests.kernels.explicit_pair import Backward, blank, differentiable
 from tests.kernels.random_inputs import normal, seeded, widened
 from tests.numerics import Floats, assert_as_exact, assert_close
@@ -34,8 +35,8 @@ def explicit_attention(
     def forward(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Backward]:
         v = torch.cat([k, v], 1)[:, k.shape[1] :]
         out = blank(*q.shape, dtype=q.dtype)
-        explicit.forward(q, k, v, document_starts, scale, window, out)
-        return out, lambda d_out: explicit.backward(d_out, q, k, v, document_starts, scale, window)
+        explicit.forward(q, k, v, document_starts, scale, window, out, TORCH)
+        return out, lambda d_out: explicit.backward(d_out, q, k, v, document_starts, scale, window, TORCH)
 
     return differentiable(forward, q, k, v)
 

@@ -14,6 +14,8 @@ import torch
 
 from gguflora.errors import ModelError
 from gguflora.gguf.format import BLOCKS, GgmlType
+from gguflora.kernels.dequantise import finite
+from gguflora.kernels.dequantise.finite import all_finite
 from gguflora.kernels.dequantise.reference import FUNCTIONS, dequantise
 from gguflora.llamacpp import library
 
@@ -148,3 +150,33 @@ def test_a_type_without_a_function_is_refused_by_name() -> None:
     for type in unsupported:
         with pytest.raises(ModelError, match=rf"\b{type.name}\b"):
             dequantise(torch.zeros(1, BLOCKS[type].nbytes, dtype=torch.uint8), type)
+
+
+# --- values that are not finite ---
+
+
+@pytest.mark.parametrize("type", FUNCTIONS, ids=lambda type: type.name)
+def test_the_scales_tell_whether_a_blocks_values_are_finite(type: GgmlType) -> None:
+    """Of random blocks, one by one; so many that each type has both kinds."""
+    rng = np.random.default_rng(3)
+    blocks = torch.from_numpy(rng.integers(0, 256, (4000, BLOCKS[type].nbytes), np.uint8))
+    truth = dequantise(blocks, type).isfinite().all(1)
+    assert 10 < int(truth.sum()) < len(blocks) - 10
+    assert [all_finite(block[None], type) for block in blocks] == truth.tolist()
+
+
+@pytest.mark.parametrize("exponent", [252, 253, 254, 255])
+@pytest.mark.parametrize("nibble", range(16))
+def test_of_mxfp4s_largest_scales_some_values_are_too_large(exponent: int, nibble: int) -> None:
+    block = torch.tensor([[exponent, *[nibble * 17] * 16]], dtype=torch.uint8)
+    assert all_finite(block, GgmlType.MXFP4) == bool(dequantise(block, GgmlType.MXFP4).isfinite().all())
+
+
+def test_every_block_of_every_row_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finite, "CHUNK", 4)
+    packed = torch.zeros(3, 3 * BLOCKS[GgmlType.Q4_1].nbytes, dtype=torch.uint8)
+    assert all_finite(packed, GgmlType.Q4_1)
+    for block in range(9):
+        spoilt = packed.clone()
+        spoilt.view(9, -1)[block, 2:4] = torch.tensor([0x00, 0x7C], dtype=torch.uint8)  # the minimum is infinite
+        assert not all_finite(spoilt, GgmlType.Q4_1)

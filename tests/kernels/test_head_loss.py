@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
-from torch.nn.functional import cross_entropy
 
 from gguflora.kernels.head_loss import explicit, reference
+from gguflora.kernels.head_loss.cross_entropy import cross_entropy
 from gguflora.kernels.lora_linear.explicit import StackedPairs
 from tests.kernels.explicit_pair import Backward, differentiable
 from tests.kernels.random_inputs import normal, seeded, strided, widened
@@ -65,7 +65,7 @@ def explicitly(given: Inputs) -> tuple[Tensor, Tensor]:
     def forward(x: Tensor, *halves: Tensor) -> tuple[Tensor, Backward]:
         pairs = StackedPairs(halves[0].to(x.dtype), halves[1].to(x.dtype), SCALE) if halves else None
         nll, found = explicit.forward_backward(
-            x, given.labels, given.weights, given.weight, pairs, given.softcap, given.mask
+            x, given.labels, given.weights, given.weight, pairs, given.softcap, cross_entropy, given.mask
         )
         kept.append(nll)
         of_halves = zip((found.da, found.db), halves, strict=False)
@@ -120,7 +120,7 @@ def test_it_is_pytorchs_cross_entropy_of_the_merged_layer(
     logits = given.leaves[0] @ merged.T
     if softcap:
         logits = softcap * (logits / softcap).tanh()
-    nll = cross_entropy(logits, given.labels, reduction="none")
+    nll = torch.nn.functional.cross_entropy(logits, given.labels, reduction="none")
     loss = (nll * given.weights).sum()
     expected = [loss, nll, *torch.autograd.grad(SHARE * loss, given.leaves)]
     for name, ours, theirs in zip(NAMES, results(version, given), expected, strict=False):
@@ -133,7 +133,7 @@ def test_a_mask_is_on_what_the_pair_reads_alone(version: Version) -> None:
     x, lora_a, lora_b = given.leaves
     assert given.mask is not None
     logits = x @ given.weight.T + SCALE * (x * given.mask) @ lora_a.T @ lora_b.T
-    loss = (cross_entropy(logits, given.labels, reduction="none") * given.weights).sum()
+    loss = (torch.nn.functional.cross_entropy(logits, given.labels, reduction="none") * given.weights).sum()
     expected = [loss, *torch.autograd.grad(SHARE * loss, given.leaves)]
     ours, _, *gradients = results(version, given)
     for name, found, theirs in zip(("loss", "dx", "dA", "dB"), [ours, *gradients], expected, strict=True):
@@ -203,7 +203,7 @@ def test_without_gradients_it_gives_the_same_losses(softcap: float | None) -> No
     given = inputs(257, 2, True, torch.float32, softcap=softcap)
     _, nll = explicitly(given)
     x, lora_a, lora_b = (leaf.detach() for leaf in given.leaves)
-    again = explicit.nll(x, given.labels, given.weight, StackedPairs(lora_a, lora_b, SCALE), softcap)
+    again = explicit.nll(x, given.labels, given.weight, StackedPairs(lora_a, lora_b, SCALE), softcap, cross_entropy)
     assert torch.equal(nll, again)
 
 

@@ -29,7 +29,13 @@ def explicit_norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype 
     def forward(x: Tensor) -> tuple[Tensor, Backward]:
         y, r = blank(*x.shape, dtype=dtype or x.dtype), blank(len(x), 1, dtype=x.dtype)
         explicit.forward(x, weight, epsilon, y, r)
-        return y, lambda dy: (explicit.backward(dy, x, weight, r),)
+
+        def backward(dy: Tensor) -> tuple[Tensor]:
+            dx = blank(*x.shape, dtype=x.dtype)
+            explicit.backward(dy, x, weight, r, dx)
+            return (dx,)
+
+        return y, backward
 
     return differentiable(forward, x)
 

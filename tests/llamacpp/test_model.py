@@ -216,8 +216,26 @@ def test_text_comes_back_from_its_tokens(tiny: LlamaModel, text: str) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
 def test_any_bytes_have_tokens(tiny: LlamaModel, data: bytes) -> None:
     """Bytes that are no UTF-8 are replaced in llama.cpp; they must not crash it, nor overrun the room for tokens."""
-    tokens = tiny.tokenize(data)
+    try:
+        tokens = tiny.tokenize(data)
+    except UsageError:  # as below
+        assert any(byte >= 0xF4 for byte in data)
+        return
     assert all(0 <= token < tiny.vocabulary_size for token in tokens)
+
+
+@pytest.mark.parametrize("data", [b"\xf5\x86\x8e\x84", b"a\xf4\x90\x80\x80", b"\xe8\xf7\xbf\xbf\xbf"])
+def test_characters_beyond_unicode_are_refused_as_llama_cpp_would_end_the_process(
+    tiny: LlamaModel, data: bytes
+) -> None:
+    with pytest.raises(UsageError, match=r"stand for a character beyond U\+10FFFF"):
+        tiny.tokenize(data)
+
+
+@pytest.mark.parametrize("data", [b"\xf4\x8f\xbf\xbf", b"\xf5\x86\x8e", b"\xf8\x90\x80\x80\x80", b"\xf4\x90\x80"])
+def test_its_neighbours_have_tokens(tiny: LlamaModel, data: bytes) -> None:
+    """The last character there is, a cut one, and a lead byte that starts none."""
+    assert tiny.tokenize(data)
 
 
 def test_special_tokens_are_read_and_written_when_asked(smollm2: LlamaModel) -> None:

@@ -5,6 +5,7 @@ Blocks of attention and chunks of the head are small here, so that a tiny row ha
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gguflora.data import pack
+from gguflora.errors import FileError
 from gguflora.gguf import GgmlType, GgufFile, ValueType, open_gguf, write_gguf
 from gguflora.gguf.writer import Tensor as FileTensor
 from gguflora.kernels.attention import explicit as attention
@@ -52,6 +54,7 @@ MODELS: dict[str, dict[str, Any]] = {
 ALL_MODELS = pytest.mark.parametrize("numbers", MODELS.values(), ids=MODELS)
 RICH_MODELS = pytest.mark.parametrize("numbers", [EVERYTHING, PATCHED], ids=["everything", "every option"])
 EXPLICIT = pytest.mark.parametrize("name", ["explicit", "recompute"])
+VERSION = pytest.mark.parametrize("name", ["explicit", "compiled"])
 DROPOUT = pytest.mark.parametrize("rate", [0.0, 0.3], ids=["", "dropout"])
 
 
@@ -100,23 +103,25 @@ def test_it_is_autograd_in_float64(tmp_path: Path, numbers: dict[str, Any], name
 
 @ALL_MODELS
 @DROPOUT
-def test_it_is_autograd_in_float32(tmp_path: Path, numbers: dict[str, Any], rate: float) -> None:
+@VERSION
+def test_it_is_autograd_in_float32(tmp_path: Path, numbers: dict[str, Any], rate: float, name: str) -> None:
     model, row = tiny(tmp_path, torch.float32, **numbers), row_of(rate=rate)
     expected = outcome(model, row, Method(None))
-    for tensor, value in outcome(model, row, method_named("explicit")).items():
+    for tensor, value in outcome(model, row, method_named(name)).items():
         assert_close(value, expected[tensor], 1e-5, tensor)  # float32 rounds at 6e-8
 
 
 @RICH_MODELS
 @DROPOUT
+@VERSION
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_errs_at_most_twice_as_much_as_autograd(
-    tmp_path: Path, numbers: dict[str, Any], rate: float, dtype: torch.dtype
+    tmp_path: Path, numbers: dict[str, Any], rate: float, dtype: torch.dtype, name: str
 ) -> None:
     """Of a whole row, against the same weights in float64; all pairs of a kind together, for little luck."""
     row = row_of((40, 23, 38), rate)
     exact_model, model = (tiny(tmp_path, its, **numbers) for its in (torch.float64, dtype))
-    sides = outcome(model, row, method_named("explicit")), outcome(model, row, Method(None))
+    sides = outcome(model, row, method_named(name)), outcome(model, row, Method(None))
     fast, plain, exact = map(by_kind, (*sides, outcome(exact_model, row, Method(None))))
     for kind, values in fast.items():
         ratio = assert_as_exact(values, plain[kind], exact[kind], kind)
@@ -210,6 +215,18 @@ def test_the_bare_base_has_a_loss_and_no_gradients(tmp_path: Path) -> None:
     assert loss == pytest.approx(float(expected), rel=1e-12)
 
 
+@DROPOUT
+@RICH_MODELS
+def test_a_row_without_a_trained_token_has_no_loss_and_teaches_nothing(
+    tmp_path: Path, numbers: dict[str, Any], rate: float, method: Method
+) -> None:
+    model, row = tiny(tmp_path, torch.float32, **numbers), row_of(rate=rate)
+    found = outcome(model, replace(row, labels=torch.full_like(row.labels, -100)), method)
+    assert found.pop("nll").shape == (0,)
+    assert {name for name, value in found.items() if value.count_nonzero()} == set()
+    assert measured(model.decoder, replace(row, labels=torch.full_like(row.labels, -100)), method).shape == (0,)
+
+
 # --- its buffers ---
 
 
@@ -267,7 +284,7 @@ def test_recomputing_changes_no_bit_and_takes_less_memory(
     assert stored.work
     assert recomputing.work
     # Of three layers' buffers two are spared; what is left is the layers' inputs and what a backward works in.
-    assert recomputing.work.nbytes < 0.7 * stored.work.nbytes
+    assert recomputing.work.nbytes < 0.8 * stored.work.nbytes
 
 
 def test_rows_that_fit_make_no_buffer_grow(tmp_path: Path) -> None:
@@ -320,6 +337,22 @@ def value_type(source: GgufFile, key: str) -> ValueType:
     found = source.metadata.value_type(key)
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["resident", "packed"])
+@pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.attn_k.weight", "blk.2.ffn_down.weight", "output.weight"])
+def test_a_block_whose_scale_is_not_finite_is_refused_by_its_tensors_name(
+    tmp_path: Path, name: str, packed: bool
+) -> None:
+    file = quantised(tmp_path, {}, GgmlType.Q8_0)
+    spoilt = bytearray(file.path.read_bytes())
+    raw = bytes(file.raw(name))
+    assert spoilt.count(raw) == 1
+    last_block = spoilt.index(raw) + len(raw) - 34
+    spoilt[last_block : last_block + 2] = b"\x00\x7c"  # an infinite float16
+    (tmp_path / "spoilt.gguf").write_bytes(spoilt)
+    with pytest.raises(FileError, match=rf"spoilt\.gguf: tensor {re.escape(name)} holds values that are not finite"):
+        load_tiny(open_gguf(tmp_path / "spoilt.gguf"), torch.float32, packed)
 
 
 def test_quantising_shows(tmp_path: Path) -> None:

@@ -56,9 +56,9 @@ def make_case(folder: Path, architecture: str, tokens: Tokens = TOKENS, **number
     return Case(gguf, adapter, tokens, base, scaled)
 
 
-def loaded(gguf: GgufFile, spec: ModelSpec | None = None) -> Decoder:
+def loaded(gguf: GgufFile, spec: ModelSpec | None = None, packed: bool = False) -> Decoder:
     """The file's decoder in float32, as `spec` says it is (its own spec, if none is given)."""
-    return load_decoder(gguf, spec or model_spec(gguf), torch.float32)
+    return load_decoder(gguf, spec or model_spec(gguf), torch.float32, packed)
 
 
 def adapted(decoder: Decoder, path: Path, scale: float) -> Decoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +13,17 @@ from gguflora.data import Encoded, Example, prepare
 from gguflora.llamacpp import LlamaModel
 from gguflora.model import Decoder, load_decoder
 from gguflora.run.opening import Base, open_base
+from tests.parity.figures import Figures
 from tests.rewritten import write_dequantised
 
 NOTES = Path(__file__).parents[2] / "examples" / "notes"
 MAX_LENGTH = 512
+
+
+@pytest.fixture
+def figures(record_property: Callable[[str, object], None]) -> Figures:
+    """Where a test hands on what it measured."""
+    return Figures(record_property)
 
 
 @pytest.fixture(scope="session")

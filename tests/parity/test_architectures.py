@@ -34,6 +34,7 @@ from tests.numerics import (
 )
 from tests.parity import plants
 from tests.parity.cases import SEED, TOKENS, USER_SCALES, Case, adapted, loaded, make_case, ours, tabled_gelu
+from tests.parity.figures import Figures
 from tests.parity.plants import Plant, facts
 from tests.rewritten import rewritten
 from tests.tiny import OWN, QKV, tiny_model
@@ -111,29 +112,37 @@ def test_every_row_of_the_table_is_proved_here() -> None:
 
 
 @pytest.mark.parametrize("key", VARIANTS, ids=name_of)
-def test_the_base_is_llama_cpps(cases: dict[tuple[str, str], Case], key: tuple[str, str]) -> None:
+def test_the_base_is_llama_cpps(cases: dict[tuple[str, str], Case], key: tuple[str, str], figures: Figures) -> None:
     case = cases[key]
-    print(name_of(key), assert_same_graph(case.base, ours(loaded(case.gguf)), SEED, bounds_of(key[0])))
+    gap = assert_same_graph(case.base, ours(loaded(case.gguf)), SEED, bounds_of(key[0]))
+    print(name_of(key), gap)
+    figures.gap(f"{key[0]}, tiny F32", "logits", gap, bounds_of(key[0]))
     assert case.base.std(axis=1).min() > 1  # so that there is something to be wrong about
 
 
 @pytest.mark.parametrize("key", VARIANTS, ids=name_of)
-def test_the_adapter_is_llama_cpps_at_every_scale(cases: dict[tuple[str, str], Case], key: tuple[str, str]) -> None:
+def test_the_adapter_is_llama_cpps_at_every_scale(
+    cases: dict[tuple[str, str], Case], key: tuple[str, str], figures: Figures
+) -> None:
     case, bounds = cases[key], bounds_of(key[0])
     decoder = loaded(case.gguf)
     for scale in USER_SCALES:
         mine = ours(adapted(decoder, case.adapter, scale))
-        print(name_of(key), scale, assert_same_graph(case.scaled[scale], mine, SEED, bounds))
+        gap = assert_same_graph(case.scaled[scale], mine, SEED, bounds)
+        print(name_of(key), scale, gap)
+        figures.gap(f"{key[0]}, tiny F32", "logits with an adapter, scales 0 to 2", gap, bounds)
         moved = logit_gap(case.base, case.scaled[scale])
         assert (moved.largest == 0) if scale == 0 else (bounds.times(moved) > 1000)
 
 
-def test_all_but_the_activation_is_exact_in_gemma3_too(tmp_path: Path) -> None:
+def test_all_but_the_activation_is_exact_in_gemma3_too(tmp_path: Path, figures: Figures) -> None:
     """With the feed-forward made 500 times quieter its table of GELU hardly counts, and the strict bounds hold."""
     case = make_case(tmp_path, "gemma3", post_ffw_gain=0.002)
     decoder = loaded(case.gguf)
-    print(assert_same_graph(case.base, ours(decoder), SEED, EXACT))
-    print(assert_same_graph(case.scaled[2.0], ours(adapted(decoder, case.adapter, 2.0)), SEED, EXACT))
+    for theirs, mine in ((case.base, decoder), (case.scaled[2.0], adapted(decoder, case.adapter, 2.0))):
+        gap = assert_same_graph(theirs, ours(mine), SEED, EXACT)
+        print(gap)
+        figures.gap("gemma3, tiny F32, its feed-forward quiet", "logits, scales 0 and 2", gap)
 
 
 def test_what_is_left_in_gemma3_is_llama_cpps_table_of_gelu(
@@ -154,7 +163,9 @@ DOCUMENTS = (50, 12, 34)  # the first two windows long, in models that have one
 
 
 @pytest.mark.parametrize("architecture", OWN)
-def test_what_training_calls_the_loss_is_llama_cpps_nll(cases: dict[tuple[str, str], Case], architecture: str) -> None:
+def test_what_training_calls_the_loss_is_llama_cpps_nll(
+    cases: dict[tuple[str, str], Case], architecture: str, figures: Figures
+) -> None:
     """Token by token, by the path that training takes: documents packed into a row, each read alone by llama.cpp."""
     case = cases[architecture, "everything"]
     documents = np.split(TOKENS, np.cumsum(DOCUMENTS)[:-1])
@@ -177,6 +188,10 @@ def test_what_training_calls_the_loss_is_llama_cpps_nll(cases: dict[tuple[str, s
     bounds = bounds_of(architecture)
     assert rms <= 2 * (bounds.rms or np.inf)
     assert difference.max() <= 2 * (bounds.largest or np.inf)
+    for kind, value, bound in (("rms", rms, bounds.rms), ("largest", difference.max(), bounds.largest)):
+        if bound:
+            measure = f"{kind} difference / deviation"
+            figures.add(f"{architecture}, tiny F32", "nll of each token, packed", measure, value, 2 * bound)
 
 
 def labels_of(document: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -291,7 +306,7 @@ PLANTED: dict[tuple[tuple[str, str], str], Plant] = {
 
 @pytest.mark.parametrize(("key", "name"), PLANTED, ids=lambda part: part if isinstance(part, str) else name_of(part))
 def test_a_wrong_fact_exceeds_the_bound_100_times(
-    cases: dict[tuple[str, str], Case], key: tuple[str, str], name: str
+    cases: dict[tuple[str, str], Case], key: tuple[str, str], name: str, figures: Figures
 ) -> None:
     """Both measures do where both are strict; with a table of GELU, where 100 times its rms is a tenth, one does."""
     case = cases[key]
@@ -300,10 +315,10 @@ def test_a_wrong_fact_exceeds_the_bound_100_times(
     assert wrong != spec
     gap = logit_gap(case.base, ours(loaded(case.gguf, wrong)))
     print(f"{name_of(key)}, {name}: {gap}")
-    if bounds_of(key[0]) is EXACT:
-        assert min(gap.kl / KL_BOUND, gap.largest / LARGEST_BOUND) > 100, gap
-    else:
-        assert GELU_TABLE.times(gap) > 100, gap
+    both = min(gap.kl / KL_BOUND, gap.largest / LARGEST_BOUND)
+    times = both if bounds_of(key[0]) is EXACT else GELU_TABLE.times(gap)
+    figures.add(f"{key[0]}, tiny F32", "a planted wrong fact", "times the bound", times, 100, at_least=True)
+    assert times > 100, gap
 
 
 @pytest.mark.parametrize("architecture", OWN)
@@ -364,7 +379,7 @@ def everything(
     "stem", ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "output"]
 )
 def test_a_pair_alone_moves_llama_cpps_logits_as_it_moves_ours(
-    everything: tuple[str, Case, LlamaModel], stem: str, tmp_path: Path
+    everything: tuple[str, Case, LlamaModel], stem: str, tmp_path: Path, figures: Figures
 ) -> None:
     """Every layer's pair of this kind: same direction, same size. An adapter that loads and does nothing is refused."""
     architecture, case, llama = everything
@@ -387,3 +402,4 @@ def test_a_pair_alone_moves_llama_cpps_logits_as_it_moves_ours(
         assert effect > 0.01, f"{name} hardly acts"
         assert cosine > 0.999, name
         assert abs(ratio - 1) < 0.01, name
+        figures.effect(f"{architecture}, tiny F32", cosine, ratio)

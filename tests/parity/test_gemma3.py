@@ -25,6 +25,7 @@ from gguflora.run.verify import Agreement, compare
 from tests.numerics import GELU_TABLE, TABLE_RMS_BOUND, Floats, alike, assert_same_graph, finite, logit_gap
 from tests.parity import plants
 from tests.parity.cases import Tokens, adapted, ours, tabled_gelu
+from tests.parity.figures import Figures
 from tests.rewritten import write_dequantised
 from tests.tiny import random_adapter
 
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 SHORT = 32
 WINDOW, LATE = 512, 60
 SEED, RANK, SCALE = 0, 5, 2.5
+F32, Q4_K_M = "Gemma 3 270M in F32", "Gemma 3 270M Q4_K_M"
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_the_file_is_what_this_is_about(base: Base) -> None:
 
 
 def test_the_graph_is_llama_cpps(
-    decoder: Decoder, llama: LlamaModel, text: Tokens, monkeypatch: pytest.MonkeyPatch
+    decoder: Decoder, llama: LlamaModel, text: Tokens, monkeypatch: pytest.MonkeyPatch, figures: Figures
 ) -> None:
     """And what is left is as large as what llama.cpp's table of GELU makes of our own graph, and no larger.
 
@@ -108,10 +110,11 @@ def test_the_graph_is_llama_cpps(
     by_the_table = logit_gap(ours(decoder, text[:SHORT]), mine)
     print(gap, f"by the table: {by_the_table}", sep="\n")
     assert gap.rms < 1.5 * by_the_table.rms  # two staircases that differ by luck
+    figures.gap(F32, "logits", gap, GELU_TABLE)
 
 
 def test_what_training_calls_the_loss_is_llama_cpps_nll_beyond_the_window(
-    base: Base, decoder: Decoder, llama: LlamaModel, text: Tokens
+    base: Base, decoder: Decoder, llama: LlamaModel, text: Tokens, figures: Figures
 ) -> None:
     """Token by token at positions where most layers no longer see the beginning; a decoder without windows fails."""
     tokens = text[: WINDOW + LATE]
@@ -132,6 +135,7 @@ def test_what_training_calls_the_loss_is_llama_cpps_nll_beyond_the_window(
     assert mine.shape == theirs.shape == (LATE,)
     assert rms <= 2 * TABLE_RMS_BOUND  # an nll has one logit and the sum of all in it
     assert other > 10 * rms
+    figures.add(F32, "nll beyond the window", "rms difference / deviation", rms, 2 * TABLE_RMS_BOUND)
 
 
 def without_windows(base: Base, decoder: Decoder) -> Decoder:
@@ -146,10 +150,12 @@ def without_windows(base: Base, decoder: Decoder) -> Decoder:
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 2.0])
 def test_a_random_adapter_is_llama_cpps_at_every_scale(
-    decoder: Decoder, llama: LlamaModel, text: Tokens, adapter: Path, scale: float
+    decoder: Decoder, llama: LlamaModel, text: Tokens, adapter: Path, scale: float, figures: Figures
 ) -> None:
     theirs = with_adapter(llama, adapter, scale, text[:SHORT])
-    print(assert_same_graph(theirs, ours(adapted(decoder, adapter, scale), text[:SHORT]), SEED, GELU_TABLE))
+    gap = assert_same_graph(theirs, ours(adapted(decoder, adapter, scale), text[:SHORT]), SEED, GELU_TABLE)
+    print(gap)
+    figures.gap(F32, "logits with a random adapter, scales 0 to 2", gap, GELU_TABLE)
     moved = logit_gap(llama.logits(text[:SHORT]), theirs)
     print("the adapter's own effect:", moved)
     assert (moved.largest == 0) if scale == 0 else (GELU_TABLE.times(moved) > 1000)
@@ -168,7 +174,14 @@ def test_a_random_adapter_is_llama_cpps_at_every_scale(
     ],
 )
 def test_a_pair_alone_moves_llama_cpps_logits_as_it_moves_ours(
-    decoder: Decoder, llama: LlamaModel, text: Tokens, adapter: Path, tmp_path: Path, stem: str, layer: int
+    decoder: Decoder,
+    llama: LlamaModel,
+    text: Tokens,
+    adapter: Path,
+    tmp_path: Path,
+    stem: str,
+    layer: int,
+    figures: Figures,
 ) -> None:
     tokens = text[:SHORT]
     whole, name = read_adapter(adapter), f"blk.{layer}.{stem}.weight"
@@ -183,6 +196,7 @@ def test_a_pair_alone_moves_llama_cpps_logits_as_it_moves_ours(
     assert effect > 20 * TABLE_RMS_BOUND, f"{name} hardly acts"
     assert cosine > 0.999
     assert abs(ratio - 1) < 0.01
+    figures.effect(F32, cosine, ratio)
 
 
 # --- the quantised file, whose activations llama.cpp rounds to 8 bits ---
@@ -216,7 +230,7 @@ def told(agreement: Agreement) -> str:
     ("pieces", "tokens"), [(2, 200), pytest.param(None, 4000, marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_the_quantised_model_loses_as_much_as_in_llama_cpp(
-    base: Base, decoder: Decoder, gemma3_path: Path, pieces: int | None, tokens: int
+    base: Base, decoder: Decoder, gemma3_path: Path, pieces: int | None, tokens: int, figures: Figures
 ) -> None:
     with LlamaModel(gemma3_path, exact=True) as quantised:
         agreement = compare(decoder, quantised, prose(base)[:pieces])
@@ -224,6 +238,7 @@ def test_the_quantised_model_loses_as_much_as_in_llama_cpp(
     assert agreement.tokens >= tokens
     assert 0 < agreement.kl < 0.02  # about 0.006: rounding to 8 bits, not another model
     assert agreement.agrees, told(agreement)
+    figures.agreement(Q4_K_M, f"nll of {agreement.tokens} tokens of prose", agreement)
 
 
 # --- tokens ---

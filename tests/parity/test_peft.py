@@ -28,6 +28,7 @@ from gguflora.run.opening import open_base
 from gguflora.train import Job, Method, named_parameters, new_state, train
 from gguflora.train.step import accumulate
 from tests.numerics import assert_close, relative_difference
+from tests.parity.figures import Figures
 from tests.tiny import random_adapter, tiny_llama
 from tests.tiny_training import EVERYTHING, RANK, SCALE, examples, full_adapter, random_pairs
 
@@ -42,6 +43,7 @@ LOSS_BOUND = 1e-3
 
 NOTES = Path(__file__).parents[2] / "examples" / "notes" / "train.jsonl"
 STEPS, BATCH, RATE = 10, 3, 1e-2
+TINY, SMOLLM2 = "llama, tiny F32", "SmolLM2-135M Q4_1, computed in float32"
 MICRO_BATCH_TOKENS = 50  # so that a step has several rows, one of them with several documents
 
 METHODS = pytest.mark.parametrize(
@@ -97,26 +99,26 @@ def smollm2_case(smollm2_path: Path) -> Case:
 
 
 @METHODS
-def test_each_gradient_is_pefts(case: Case, method: Method) -> None:
+def test_each_gradient_is_pefts(case: Case, method: Method, figures: Figures) -> None:
     """Each lora_a and lora_b, in one step of several packed rows, each example with its own weight."""
-    hold_gradients_to_pefts(case, method)
+    hold_gradients_to_pefts(case, method, figures, TINY)
 
 
 @METHODS
-def test_the_losses_of_ten_steps_are_pefts(case: Case, method: Method) -> None:
-    hold_losses_to_pefts(case, method, RATE)
+def test_the_losses_of_ten_steps_are_pefts(case: Case, method: Method, figures: Figures) -> None:
+    hold_losses_to_pefts(case, method, RATE, figures, TINY)
 
 
 @pytest.mark.slow
 @METHODS
-def test_each_gradient_of_smollm2_is_pefts(smollm2_case: Case, method: Method) -> None:
-    hold_gradients_to_pefts(smollm2_case, method)
+def test_each_gradient_of_smollm2_is_pefts(smollm2_case: Case, method: Method, figures: Figures) -> None:
+    hold_gradients_to_pefts(smollm2_case, method, figures, SMOLLM2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [Method(Workspace(MICRO_BATCH_TOKENS))], ids=["explicit"])
-def test_the_losses_of_ten_steps_of_smollm2_are_pefts(smollm2_case: Case, method: Method) -> None:
-    hold_losses_to_pefts(smollm2_case, method, 1e-3)
+def test_the_losses_of_ten_steps_of_smollm2_are_pefts(smollm2_case: Case, method: Method, figures: Figures) -> None:
+    hold_losses_to_pefts(smollm2_case, method, 1e-3, figures, SMOLLM2)
 
 
 @pytest.mark.parametrize("fault", ["labels not shifted", "weights ignored", "rows of attn_q not turned"])
@@ -137,7 +139,7 @@ def test_a_wrong_gradient_exceeds_the_bound_100_times(case: Case, fault: str) ->
     assert relative_difference(found[name], expected) > 100 * GRADIENT_BOUND
 
 
-def hold_gradients_to_pefts(case: Case, method: Method) -> None:
+def hold_gradients_to_pefts(case: Case, method: Method, figures: Figures, model: str) -> None:
     copy_pairs(case.theirs, case.spec, case.start)
     theirs_loss = peft_backward(case, case.encoded)
     ours = our_gradients(case, method, theirs_loss)
@@ -149,6 +151,7 @@ def hold_gradients_to_pefts(case: Case, method: Method) -> None:
         worst = max(worst, relative_difference(ours[name], expected))
     assert len(ours) == 2 * len(case.start)
     print(f"largest difference {worst:.1e} of a gradient's norm, in {len(ours)} tensors")
+    figures.add(model, "each gradient, PEFT's", "norm of the difference / norm", worst, GRADIENT_BOUND)
 
 
 def our_gradients(case: Case, method: Method, loss: float | None = None) -> dict[str, Tensor]:
@@ -165,13 +168,14 @@ def our_gradients(case: Case, method: Method, loss: float | None = None) -> dict
     return found
 
 
-def hold_losses_to_pefts(case: Case, method: Method, rate: float) -> None:
+def hold_losses_to_pefts(case: Case, method: Method, rate: float, figures: Figures, model: str) -> None:
     copy_pairs(case.theirs, case.spec, case.start)
     theirs = peft_losses(case, rate)
     ours = our_losses(case, method, rate)
     gaps = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
     print(f"losses {theirs[0]:.4f} to {theirs[-1]:.4f}, largest difference {max(gaps):.1e}")
     assert max(gaps) <= LOSS_BOUND, list(zip(ours, theirs, strict=True))
+    figures.add(model, f"losses of {STEPS} steps, PEFT's", "largest difference, nats", max(gaps), LOSS_BOUND)
     assert min(theirs) < theirs[0] - 100 * LOSS_BOUND, f"nothing was learned: {theirs}"
 
 

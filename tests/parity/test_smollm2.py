@@ -24,12 +24,14 @@ from gguflora.run.verify import Agreement, compare
 from gguflora.train.evaluate import token_nll
 from gguflora.train.step import packed_row
 from tests.numerics import LARGEST_BOUND, Floats, alike, assert_same_graph, finite, logit_gap
+from tests.parity.figures import Figures
 from tests.tiny import random_adapter
 from tests.tiny_training import computed, full_adapter, method_named, random_pairs, take_gradients
 
 SHORT, LONG = 100, 600  # tokens; llama.cpp computes 512 at once, so LONG takes it two
 SEED = 0
 SCALE = 2.5
+F32, Q4_1 = "SmolLM2-135M in F32", "SmolLM2-135M Q4_1"
 Tokens = npt.NDArray[np.int32]
 
 
@@ -63,41 +65,51 @@ def adapted(decoder: Decoder, path: Path, scale: float = 1.0) -> Decoder:
 # --- the graph: our decoder of the quantised file equals llama.cpp on the same numbers in F32 ---
 
 
-def test_the_graph_is_llama_cpps(decoder: Decoder, dequantised_llama: LlamaModel, text: Tokens) -> None:
-    print(assert_same_graph(dequantised_llama.logits(text[:SHORT]), ours(decoder, text[:SHORT])))
+def test_the_graph_is_llama_cpps(
+    decoder: Decoder, dequantised_llama: LlamaModel, text: Tokens, figures: Figures
+) -> None:
+    gap = assert_same_graph(dequantised_llama.logits(text[:SHORT]), ours(decoder, text[:SHORT]))
+    print(gap)
+    figures.gap(F32, "logits", gap)
 
 
 def test_the_graph_is_llama_cpps_at_late_positions(
-    decoder: Decoder, dequantised_llama: LlamaModel, text: Tokens
+    decoder: Decoder, dequantised_llama: LlamaModel, text: Tokens, figures: Figures
 ) -> None:
     """Beyond 512 tokens, where llama.cpp reads its cache."""
     late = LONG - 512
-    print(assert_same_graph(dequantised_llama.logits(text)[-late:], ours(decoder, text, last=late)))
+    gap = assert_same_graph(dequantised_llama.logits(text)[-late:], ours(decoder, text, last=late))
+    print(gap)
+    figures.gap(F32, "logits of positions 512 to 600", gap)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 2.0])
 def test_a_random_adapter_is_llama_cpps_at_every_scale(
-    decoder: Decoder, dequantised_llama: LlamaModel, text: Tokens, random_file: Path, scale: float
+    decoder: Decoder, dequantised_llama: LlamaModel, text: Tokens, random_file: Path, scale: float, figures: Figures
 ) -> None:
     handle = dequantised_llama.load_lora_adapter(random_file)
     dequantised_llama.set_lora_adapter(handle, scale)
     theirs = dequantised_llama.logits(text[:SHORT])
     dequantised_llama.free_lora_adapter(handle)
-    print(assert_same_graph(theirs, ours(adapted(decoder, random_file, scale), text[:SHORT]), SEED))
+    gap = assert_same_graph(theirs, ours(adapted(decoder, random_file, scale), text[:SHORT]), SEED)
+    print(gap)
+    figures.gap(F32, "logits with a random adapter, scales 0 to 2", gap)
     moved = logit_gap(dequantised_llama.logits(text[:SHORT]), theirs)
     print("the adapter's own effect:", moved)
     assert (moved.largest == 0) if scale == 0 else (moved.largest > 1000 * LARGEST_BOUND)
 
 
 def test_a_trained_adapter_is_llama_cpps(
-    decoder: Decoder, dequantised_llama: LlamaModel, text: Tokens, trained_adapter: Path
+    decoder: Decoder, dequantised_llama: LlamaModel, text: Tokens, trained_adapter: Path, figures: Figures
 ) -> None:
     """The file that training wrote, trained on quantised weights, acts the same on the F32 base."""
     handle = dequantised_llama.load_lora_adapter(trained_adapter)
     dequantised_llama.set_lora_adapter(handle)
     theirs = dequantised_llama.logits(text[:SHORT])
     dequantised_llama.free_lora_adapter(handle)
-    print(assert_same_graph(theirs, ours(adapted(decoder, trained_adapter), text[:SHORT])))
+    gap = assert_same_graph(theirs, ours(adapted(decoder, trained_adapter), text[:SHORT]))
+    print(gap)
+    figures.gap(F32, "logits with a trained adapter", gap)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +132,7 @@ def test_a_pair_alone_moves_llama_cpps_logits_as_it_moves_ours(
     tmp_path: Path,
     stem: str,
     layer: int,
+    figures: Figures,
 ) -> None:
     tokens = text[: SHORT // 2]
     whole, name = read_adapter(random_file), f"blk.{layer}.{stem}.weight"
@@ -137,6 +150,7 @@ def test_a_pair_alone_moves_llama_cpps_logits_as_it_moves_ours(
     assert effect > 100 * LARGEST_BOUND, f"{name} hardly acts"
     assert cosine > 0.999
     assert abs(ratio - 1) < 0.01
+    figures.effect(F32, cosine, ratio)
 
 
 @pytest.mark.parametrize("name", ["reference", "explicit"])
@@ -146,6 +160,7 @@ def test_what_training_calls_the_loss_is_llama_cpps_nll(
     encoded_notes: dict[str, tuple[Encoded, ...]],
     trained_adapter: Path,
     name: str,
+    figures: Figures,
 ) -> None:
     """Token by token: packed rows, labels and all, against llama.cpp reading each note alone."""
     chosen = encoded_notes["test_seen"][:4]
@@ -159,6 +174,8 @@ def test_what_training_calls_the_loss_is_llama_cpps_nll(
     # What the logits may differ by, 1e-4 of their deviation of 6, moves an nll by twice that at most.
     assert mine.shape == theirs.shape
     assert np.abs(mine - theirs).max() <= 2 * LARGEST_BOUND * 6
+    largest, bound = np.abs(mine - theirs).max(), 2 * LARGEST_BOUND * 6
+    figures.add(F32, "nll of each trained token, packed", "largest difference, nats", largest, bound)
 
 
 def test_packed_weights_train_to_the_bit_as_resident_ones(
@@ -205,13 +222,14 @@ def told(name: str, agreement: Agreement) -> str:
 
 
 def test_the_quantised_model_loses_as_much_as_in_llama_cpp(
-    smollm2: Base, decoder: Decoder, quantised_llama: LlamaModel, notes: dict[str, list[Example]]
+    smollm2: Base, decoder: Decoder, quantised_llama: LlamaModel, notes: dict[str, list[Example]], figures: Figures
 ) -> None:
     agreement = compare(decoder, quantised_llama, prose(smollm2, notes["train"][:120]))
     print(told("base", agreement))
     assert agreement.tokens >= 4000
     assert 0 < agreement.kl < 0.02  # about 0.004: rounding to 8 bits, not another model
     assert agreement.agrees, told("base", agreement)
+    figures.agreement(Q4_1, f"nll of {agreement.tokens} tokens of prose", agreement)
 
 
 def test_training_gains_in_llama_cpp_what_it_gains_here(
@@ -219,6 +237,7 @@ def test_training_gains_in_llama_cpp_what_it_gains_here(
     quantised_llama: LlamaModel,
     encoded_notes: dict[str, tuple[Encoded, ...]],
     trained_adapter: Path,
+    figures: Figures,
 ) -> None:
     """On notes that were not trained, within 5 %; the gain is 10 times what two programs may differ by."""
     held_out = encoded_notes["test_seen"][:14]
@@ -233,13 +252,18 @@ def test_training_gains_in_llama_cpp_what_it_gains_here(
     assert tuned.agrees, told("tuned", tuned)
     assert theirs >= 10 * max(base.allowed, tuned.allowed)
     assert abs(mine - theirs) <= 0.05 * theirs
+    figures.agreement(Q4_1, f"nll of {tuned.tokens} trained tokens, tuned", tuned)
+    figures.add(Q4_1, f"gain of training, {theirs:.2f} nats", "relative difference", abs(mine / theirs - 1), 0.05)
 
 
 # --- tokens ---
 
 
 def test_every_note_has_the_tokens_of_llama_server(
-    smollm2_path: Path, notes: dict[str, list[Example]], encoded_notes: dict[str, tuple[Encoded, ...]]
+    smollm2_path: Path,
+    notes: dict[str, list[Example]],
+    encoded_notes: dict[str, tuple[Encoded, ...]],
+    figures: Figures,
 ) -> None:
     """Prompts as /apply-template and /tokenize give them; answers and their end as text behind them."""
     count = 0
@@ -255,6 +279,7 @@ def test_every_note_has_the_tokens_of_llama_server(
                 assert encoded.labels.tolist() == expected, f"{name}: {example.source}"
                 count += 1
     assert count > 400
+    figures.add(Q4_1, "tokens and labels of a note", "notes that are equal", count, 400, at_least=True)
 
 
 def messages_of(example: Example) -> list[dict[str, str]]:

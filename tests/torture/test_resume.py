@@ -327,6 +327,13 @@ def test_how_often_to_save_and_print_may_change(given: Given, killed: Path):
     assert (killed / "final_adapter.gguf").read_bytes() == (given.whole / "final_adapter.gguf").read_bytes()
 
 
+def test_another_name_of_the_same_target_is_no_other_setting(given: Given, tmp_path: Path):
+    folder = tmp_path / "run"
+    assert command(*given.arguments(folder, target="q_proj", epochs=1)) == 0
+    assert command(*given.arguments(folder, "--resume", target="attn_q", epochs=1)) == 0
+    assert command(*given.arguments(folder, "--resume", target="attn_k", epochs=1)) == 2
+
+
 def test_another_version_of_torch_is_warned_about(
     given: Given, killed: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from gguflora.data import pack
+from gguflora.data import MicroBatch, pack
+from gguflora.errors import MachineError
 from gguflora.llamacpp import LlamaModel
 from gguflora.train import Method, evaluate, named_parameters
 from gguflora.train.evaluate import token_nll
 from tests.tiny_training import Tiny, examples, tiny
+
+evaluate_module = importlib.import_module("gguflora.train.evaluate")  # beside it, the package has a function so named
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +56,44 @@ def test_no_gradient_is_left(model: Tiny, method: Method):
 def test_the_losses_of_a_row_are_those_of_its_trained_tokens(model: Tiny, method: Method):
     [row] = pack(examples(), 1000)
     assert token_nll(model.decoder, row, method).shape == (int((row.labels >= 0).sum()),)
+
+
+def refused_above(monkeypatch: pytest.MonkeyPatch, tokens: int) -> list[int]:
+    """Rows of more than so many tokens run out of memory; gives the lengths of the rows that were tried."""
+    tried: list[int] = []
+    whole = evaluate_module.micro_batch_nll
+
+    def limited(decoder: Any, micro_batch: MicroBatch, method: Method) -> torch.Tensor:
+        tried.append(len(micro_batch.tokens))
+        if tried[-1] > tokens:
+            raise torch.OutOfMemoryError("no room")
+        return whole(decoder, micro_batch, method)
+
+    monkeypatch.setattr(evaluate_module, "micro_batch_nll", limited)
+    return tried
+
+
+def test_when_memory_runs_out_it_is_measured_in_shorter_rows(
+    model: Tiny, method: Method, monkeypatch: pytest.MonkeyPatch
+):
+    expected = evaluate(model.decoder, examples(), 56, method)  # 112, 64 and 56: each of the rows has its own limit
+    tried = refused_above(monkeypatch, 56)
+    assert evaluate(model.decoder, examples(), 112, method) == expected
+    assert max(tried) > 56
+
+
+def test_when_an_example_alone_is_too_much_the_error_says_so(
+    model: Tiny, method: Method, monkeypatch: pytest.MonkeyPatch
+):
+    refused_above(monkeypatch, 39)
+    with pytest.raises(MachineError, match=r"memory ran out while measuring on an example of 40 tokens .*\(no room\)"):
+        evaluate(model.decoder, examples(), 1000, method)
+
+
+def test_another_error_is_not_taken_for_lack_of_memory(model: Tiny, method: Method, monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(evaluate_module, "micro_batch_nll", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        evaluate(model.decoder, examples(), 1000, method)

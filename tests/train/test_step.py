@@ -96,6 +96,16 @@ def test_the_weight_of_an_example_is_as_many_copies_of_it(tmp_path: Path, method
         assert_close(gradient, other[name], 1e-10, name)
 
 
+def test_twice_the_examples_give_the_same_gradients(tmp_path: Path, method: Method) -> None:
+    """A mean, not a sum: a larger batch is no larger learning rate."""
+    model, encoded = tiny(tmp_path, torch.float64), examples()
+    once, loss = step_gradients(model, [encoded], method)
+    twice, same = step_gradients(model, [encoded, encoded], method)
+    assert same.mean == pytest.approx(loss.mean, rel=1e-12)
+    for name, gradient in once.items():
+        assert_close(twice[name], gradient, 1e-10, name)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_two_equal_steps_give_equal_gradients_to_the_bit(tmp_path: Path, method: Method, dtype: torch.dtype) -> None:
     """Nothing is left over from the step before: neither a gradient nor what a kernel kept."""

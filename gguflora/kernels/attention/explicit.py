@@ -19,6 +19,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from gguflora.kernels.attention.softmax import Softmax
+
 BLOCK = 512  # query rows: bounds the scores to (H, BLOCK, t), and skips the keys that a causal block can't see
 
 
@@ -32,12 +34,23 @@ class Block:
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, document_starts: list[int], scale: float, window: int | None, out: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    document_starts: list[int],
+    scale: float,
+    window: int | None,
+    out: Tensor,
+    softmax: Softmax,
 ) -> None:
-    """Write out (T, H, h) for q (T, H, h), k and v (T, K, h); arguments as reference.attention."""
+    """Write out (T, H, h) for q (T, H, h), k and v (T, K, h); arguments as reference.attention.
+
+    `softmax` is that of softmax.py or of compiled.py.
+    """
     for block in _blocks(document_starts, window):
         queries, keys, values = _folded(q, block, k.shape[1]), _heads(k, block), _heads(v, block)
-        probabilities = _probabilities(queries, keys, block, scale, window)
+        probabilities = torch.bmm(queries, keys.transpose(1, 2))  # (K, n G, m)
+        softmax.forward(probabilities, block.end - block.start, scale, window)
         _unfold(torch.bmm(probabilities, values), out, block)
 
 
@@ -49,19 +62,19 @@ def backward(
     document_starts: list[int],
     scale: float,
     window: int | None,
+    softmax: Softmax,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dq (T, H, h), dk and dv (T, K, h) for d_out (T, H, h)."""
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     kv_heads = k.shape[1]
     for block in _blocks(document_starts, window):
         queries, keys, values = _folded(q, block, kv_heads), _heads(k, block), _heads(v, block)
-        d_rows = _folded(d_out, block, kv_heads)  # (K, G n, h)
-        p = _probabilities(queries, keys, block, scale, window)  # (K, G n, m)
+        d_rows = _folded(d_out, block, kv_heads)  # (K, n G, h)
+        p = torch.bmm(queries, keys.transpose(1, 2))  # (K, n G, m)
+        softmax.forward(p, block.end - block.start, scale, window)
         d_values = torch.bmm(p.transpose(1, 2), d_rows)
-        dp = torch.bmm(d_rows, values.transpose(1, 2))
-        wide = torch.promote_types(p.dtype, torch.float32)
-        rowsum = (dp * p).sum(-1, keepdim=True, dtype=wide)
-        ds = ((dp - rowsum) * p).mul_(scale).to(q.dtype)
+        ds = torch.bmm(d_rows, values.transpose(1, 2))
+        softmax.backward(p, ds, scale)
         _unfold(torch.bmm(ds, keys), dq, block)
         seen = slice(block.first, block.end)
         dk[seen] += torch.bmm(ds.transpose(1, 2), queries).transpose(0, 1)
@@ -77,35 +90,16 @@ def _blocks(document_starts: list[int], window: int | None) -> Iterator[Block]:
 
 
 def _folded(x: Tensor, block: Block, kv_heads: int) -> Tensor:
-    """Query-like rows of a block by key head: (T, H, h) to (K, G n, h), G query heads of a group under each other."""
+    """Query-like rows of a block by key head: (T, H, h) to (K, n G, h), the G query heads of a position together."""
     rows = x[block.start : block.end]  # (n, H, h)
-    n, heads, size = rows.shape
-    return rows.view(n, kv_heads, heads // kv_heads, size).permute(1, 2, 0, 3).reshape(kv_heads, -1, size)
+    return torch.unflatten(rows, 1, (kv_heads, -1)).transpose(0, 1).reshape(kv_heads, -1, rows.shape[-1])
 
 
 def _unfold(folded: Tensor, out: Tensor, block: Block) -> None:
-    """The way back: write (K, G n, h) into the block's rows of out (T, H, h)."""
-    n = block.end - block.start
-    kv_heads, _, size = folded.shape
-    rows = folded.view(kv_heads, -1, n, size).permute(2, 0, 1, 3)  # (n, K, G, h)
-    out[block.start : block.end].view(n, kv_heads, -1, size).copy_(rows)
+    """The way back: write (K, n G, h) into the block's rows of out (T, H, h)."""
+    rows = torch.unflatten(out[block.start : block.end], 1, (folded.shape[0], -1))  # (n, K, G, h)
+    rows.copy_(folded.view(rows.shape[1], rows.shape[0], *rows.shape[2:]).transpose(0, 1))
 
 
 def _heads(x: Tensor, block: Block) -> Tensor:
     return x[block.first : block.end].transpose(0, 1).contiguous()  # (K, m, h)
-
-
-def _probabilities(queries: Tensor, keys: Tensor, block: Block, scale: float, window: int | None) -> Tensor:
-    """softmax of the block's scores: (K, G n, m), in the inputs' dtype."""
-    n, m = block.end - block.start, block.end - block.first
-    wide = torch.promote_types(queries.dtype, torch.float32)
-    scores = torch.bmm(queries, keys.transpose(1, 2)).to(wide).mul_(scale)
-    hidden = _hidden(n, m, window)
-    scores.view(keys.shape[0], -1, n, m).masked_fill_(hidden, -torch.inf)
-    return scores.softmax(-1).to(queries.dtype)
-
-
-def _hidden(n: int, m: int, window: int | None) -> Tensor:
-    """What the last n of m positions do not see: (n, m) bool."""
-    ahead = torch.ones(n, m, dtype=torch.bool).triu(m - n + 1)
-    return ahead if window is None else ahead | torch.ones_like(ahead).tril(m - n - window)

@@ -22,8 +22,12 @@ def apply(x: Tensor, weight: Tensor, r: Tensor, y: Tensor) -> None:
     y.copy_((x * r).mul_(weight))
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor) -> Tensor:
-    """dx (T, D), in x's dtype, a new tensor."""
+def backward(dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dx: Tensor, add: bool = False) -> None:
+    """Write, or add to, dx (T, D) for dy (T, D)."""
     g = dy.to(x.dtype) * weight
     inner = (g * x).mean(-1, keepdim=True).mul_(r.square())  # (T, 1)
-    return g.addcmul_(x, inner, value=-1).mul_(r)
+    g.addcmul_(x, inner, value=-1).mul_(r)
+    if add:
+        dx += g
+    else:
+        dx.copy_(g)

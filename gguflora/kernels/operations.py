@@ -1,0 +1,105 @@
+"""What the explicit forward and backward compute between matrix products, in two versions: torch's operations, and
+functions that numba compiled (threads.py), which read and write memory once.
+
+Which runs is decided at load and printed; both give the same within rounding, and tests hold the second to the first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gguflora.gguf.format import GgmlType
+from gguflora.kernels.activation import explicit as activation
+from gguflora.kernels.attention import softmax
+from gguflora.kernels.attention.softmax import Softmax
+from gguflora.kernels.dequantise.into import dequantise
+from gguflora.kernels.head_loss.cross_entropy import cross_entropy
+from gguflora.kernels.norm import explicit as norm
+from gguflora.kernels.rope import explicit as rope
+from gguflora.kernels.threads import libgomp
+
+Dequantise = Callable[[Tensor, GgmlType, Tensor], None]
+CrossEntropy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Norm(Protocol):
+    """norm/explicit.py and norm/compiled.py."""
+
+    def forward(self, x: Tensor, weight: Tensor, epsilon: float, y: Tensor, r: Tensor) -> None:
+        """As forward of both files."""
+
+    def apply(self, x: Tensor, weight: Tensor, r: Tensor, y: Tensor) -> None:
+        """As apply of both files."""
+
+    def backward(self, dy: Tensor, x: Tensor, weight: Tensor, r: Tensor, dx: Tensor, add: bool = False) -> None:
+        """As backward of both files."""
+
+
+class Rope(Protocol):
+    """rope/explicit.py and rope/compiled.py."""
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor, half_split: bool, out: Tensor, back: bool = False) -> None:
+        """As rotate of both files."""
+
+
+class Activation(Protocol):
+    """activation/explicit.py and activation/compiled.py."""
+
+    def forward(self, gate: Tensor, up: Tensor, activation: str, y: Tensor) -> None:
+        """As forward of both files."""
+
+    def backward(self, dy: Tensor, gate: Tensor, up: Tensor, activation: str, d_gate: Tensor, d_up: Tensor) -> None:
+        """As backward of both files."""
+
+
+@dataclass(frozen=True)
+class Operations:
+    """One version of each."""
+
+    norm: Norm
+    rope: Rope
+    activation: Activation
+    softmax: Softmax
+    cross_entropy: CrossEntropy
+    dequantise: Dequantise
+
+
+TORCH = Operations(norm, rope, activation, softmax.TORCH, cross_entropy, dequantise)
+
+
+def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]:
+    """The version to run in a compute dtype, and the reason in words.
+
+    Args:
+        dtype: compiled functions know float32 and bfloat16.
+        wanted: "torch", or anything else for the compiled ones where they can run.
+    """
+    if wanted == "torch":
+        return TORCH, "as asked"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return TORCH, f"compiled ones are for float32 and bfloat16, not {dtype}"
+    if importlib.util.find_spec("numba") is None:
+        return TORCH, "numba is not installed"
+    if libgomp() is None:
+        return TORCH, "torch has no libgomp here"
+    return compiled(), "by numba, on torch's threads"
+
+
+@cache
+def compiled() -> Operations:
+    """The compiled version; numba is imported, and at the first use on a machine it compiles, which takes seconds."""
+    from gguflora.kernels.activation import compiled as activation
+    from gguflora.kernels.attention import compiled as softmax
+    from gguflora.kernels.dequantise import compiled as dequantise
+    from gguflora.kernels.head_loss import compiled as head_loss
+    from gguflora.kernels.norm import compiled as norm
+    from gguflora.kernels.rope import compiled as rope
+
+    return Operations(norm, rope, activation, softmax.COMPILED, head_loss.cross_entropy, dequantise.dequantise)

@@ -1,0 +1,197 @@
+"""The compiled operations round no worse than torch's, hide no NaN, and give the same bits on any number of threads.
+
+What each operation is, and that its gradient is right, is held by the other files here for torch's version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from gguflora.gguf.format import BLOCKS, GgmlType
+from gguflora.kernels.dequantise.reference import FUNCTIONS
+from gguflora.kernels.operations import TORCH, Operations, choose_operations, compiled
+from gguflora.kernels.threads import libgomp
+from tests.kernels.explicit_pair import blank
+from tests.kernels.random_inputs import normal, seeded
+from tests.numerics import assert_as_exact
+
+pytestmark = pytest.mark.skipif(libgomp() is None, reason="torch does not run on libgomp here: torch's version runs")
+
+Cast = Callable[[Tensor], Tensor]
+Case = Callable[[Operations, torch.dtype, Cast], dict[str, Tensor]]
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+EPSILON, SCALE = 1e-3, 0.45
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32, deviation: float = 1.0) -> Tensor:
+    return normal(seeded(seed), *shape, dtype=dtype, deviation=deviation).detach()
+
+
+def norm(operations: Operations, dtype: torch.dtype, cast: Cast) -> dict[str, Tensor]:
+    """Rows of mean squares on both sides of epsilon; the gradient is written to one buffer and added to another."""
+    x, weight = cast(drawn(0, 37, 67) * torch.logspace(-3, 1, 37)[:, None]), cast(drawn(1, 67))
+    dy = cast(drawn(2, 37, 67, dtype=dtype))
+    y, again, r = blank(*x.shape, dtype=dy.dtype), blank(*x.shape, dtype=dy.dtype), blank(37, 1, dtype=x.dtype)
+    operations.norm.forward(x, weight, EPSILON, y, r)
+    operations.norm.apply(x, weight, r, again)
+    dx, total = blank(*x.shape, dtype=dy.dtype), cast(drawn(3, 37, 67))
+    operations.norm.backward(dy, x, weight, r, dx)
+    operations.norm.backward(dy, x, weight, r, total, add=True)
+    back = blank(*x.shape, dtype=dy.dtype)
+    operations.norm.backward(cast(drawn(4, 37, 67)), x, weight, r, back)  # the residual's gradient comes in
+    return {"y": y, "again": again, "r": r, "dx": dx, "dh": total, "back": back}
+
+
+def activation_of(kind: str) -> Case:
+    def gated(operations: Operations, dtype: torch.dtype, cast: Cast) -> dict[str, Tensor]:
+        """Halves of one buffer, as in the model, from where the exponential is nothing to where it is all."""
+        gate, up = cast(drawn(0, 40, 2 * 88, dtype=dtype, deviation=3.0)).chunk(2, 1)
+        dy, y = cast(drawn(1, 40, 88, dtype=dtype)), blank(40, 88, dtype=gate.dtype)
+        operations.activation.forward(gate, up, kind, y)
+        gradients = blank(40, 2 * 88, dtype=gate.dtype)
+        d_gate, d_up = gradients.chunk(2, 1)
+        operations.activation.backward(dy, gate, up, kind, d_gate, d_up)
+        return {"y": y, "d_gate": d_gate, "d_up": d_up}
+
+    return gated
+
+
+def rope_of(half_split: bool) -> Case:
+    def rope(operations: Operations, dtype: torch.dtype, cast: Cast) -> dict[str, Tensor]:
+        """Heads that lie among others, as queries do in the model."""
+        x = cast(drawn(0, 21, 9, 10, dtype=dtype))[:, 2:7]
+        angles = drawn(1, 21, 5)
+        cos, sin = cast(angles.cos()), cast(angles.sin())
+        out = {name: blank(21, 5, 10, dtype=x.dtype) for name in ("there", "back")}
+        operations.rope.rotate(x, cos, sin, half_split, out["there"])
+        operations.rope.rotate(x, cos, sin, half_split, out["back"], back=True)
+        return out
+
+    return rope
+
+
+def softmax_of(positions: int, keys: int, window: int | None) -> Case:
+    def softmax(operations: Operations, dtype: torch.dtype, cast: Cast) -> dict[str, Tensor]:
+        p = cast(drawn(0, 3, positions * 2, keys, dtype=dtype, deviation=4.0))
+        dp = cast(drawn(1, 3, positions * 2, keys, dtype=dtype))
+        operations.softmax.forward(p, positions, SCALE, window)
+        operations.softmax.backward(p, dp, SCALE)
+        return {"p": p, "ds": dp} if keys > 1 else {"p": p}  # one key: p is 1, and its slope 0
+
+    return softmax
+
+
+def cross_entropy(operations: Operations, dtype: torch.dtype, cast: Cast) -> dict[str, Tensor]:
+    logits = cast(drawn(0, 19, 501, dtype=dtype, deviation=4.0))
+    labels, weights = torch.randint(501, (19,), generator=seeded(1)), cast(drawn(2, 19).abs())
+    alone = operations.cross_entropy(logits, labels, None)
+    nll = operations.cross_entropy(logits, labels, weights)
+    return {"nll": nll, "alone": alone, "d_logits": logits}
+
+
+CASES = {
+    "norm": norm,
+    "silu": activation_of("silu"),
+    "gelu_tanh": activation_of("gelu_tanh"),
+    "rope, consecutive": rope_of(False),
+    "rope, half split": rope_of(True),
+    "softmax": softmax_of(11, 11, None),
+    "softmax after a past": softmax_of(5, 40, None),
+    "softmax in a window": softmax_of(30, 40, 7),
+    "softmax of one": softmax_of(1, 1, None),
+    "cross-entropy": cross_entropy,
+}
+EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@EACH
+@DTYPES
+def test_it_errs_at_most_twice_as_much_as_torchs_version(case: Case, dtype: torch.dtype) -> None:
+    fast, plain = (case(operations, dtype, torch.clone) for operations in (compiled(), TORCH))
+    exact = case(TORCH, dtype, torch.Tensor.double)
+    for name, truth in exact.items():
+        print(f"{name} {dtype}: {assert_as_exact(fast[name], plain[name], truth, name):.2f} times torch's error")
+
+
+@EACH
+@DTYPES
+def test_its_bits_do_not_depend_on_the_number_of_threads(case: Case, dtype: torch.dtype) -> None:
+    together = case(compiled(), dtype, torch.clone)
+    torch.set_num_threads(1)
+    for name, alone in case(compiled(), dtype, torch.clone).items():
+        assert torch.equal(alone, together[name]), name
+
+
+@EACH
+@DTYPES
+def test_a_number_that_is_none_stays_visible(case: Case, dtype: torch.dtype) -> None:
+    """NaN in the last row of what goes in leaves some in everything that comes out, as with torch's version."""
+
+    def broken(x: Tensor) -> Tensor:
+        x = x.clone()
+        x[-1] = float("nan")
+        return x
+
+    fast, plain = (case(operations, dtype, broken) for operations in (compiled(), TORCH))
+    for name, value in plain.items():
+        assert value.isnan().any(), name
+        assert fast[name].isnan().any(), name
+
+
+@DTYPES
+def test_a_second_look_gives_the_same_bits(dtype: torch.dtype) -> None:
+    """A norm from its known factor, and losses without their gradient."""
+    rows, losses = norm(compiled(), dtype, torch.clone), cross_entropy(compiled(), dtype, torch.clone)
+    assert torch.equal(rows["y"], rows["again"])
+    assert torch.equal(losses["nll"], losses["alone"])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
+def test_an_activation_is_finite_where_its_exponential_is_not(activation: str) -> None:
+    gate = torch.tensor([[-3e4, -700.0, -88.0, 0.0, 88.0, 700.0, 3e4]])
+    up, dy = torch.full_like(gate, 2.0), torch.ones_like(gate)
+    sides = []
+    for operations in (compiled(), TORCH):
+        y, d_gate, d_up = (torch.empty_like(gate) for _ in range(3))
+        operations.activation.forward(gate, up, activation, y)
+        operations.activation.backward(dy, gate, up, activation, d_gate, d_up)
+        sides.append((y, d_gate, d_up))
+    for ours, theirs in zip(*sides, strict=True):
+        assert torch.allclose(
+            ours, theirs, rtol=1e-6, atol=1e-11
+        )  # e^57 stands for what is larger, so 3e4 / 6e24 for 0
+
+
+def test_other_dtypes_and_a_wish_get_torchs_version() -> None:
+    assert choose_operations(torch.float64, "auto")[0] is TORCH
+    assert choose_operations(torch.bfloat16, "torch")[0] is TORCH
+    assert choose_operations(torch.bfloat16, "auto")[0] is compiled()
+
+
+@pytest.mark.parametrize("type", FUNCTIONS, ids=lambda type: type.name)
+@DTYPES
+def test_blocks_give_the_bits_of_torchs_version(type: GgmlType, dtype: torch.dtype) -> None:
+    """Random bytes, in rows that lie among others; which NaN it is means nothing."""
+    nbytes, elements = (3 * size for size in (BLOCKS[type].nbytes, BLOCKS[type].elements))
+    raw = torch.randint(256, (61, nbytes + 4), generator=seeded(0), dtype=torch.uint8)[:, :nbytes]
+    sides = []
+    for operations in (compiled(), TORCH):
+        out = blank(61, 2 * elements, dtype=dtype)[:, :elements]
+        operations.dequantise(raw, type, out)
+        sides.append(out)
+    assert torch.isfinite(sides[0]).float().mean() > 0.9
+    assert torch.equal(sides[0].isnan(), sides[1].isnan())
+    assert torch.equal(sides[0].nan_to_num(), sides[1].nan_to_num())
