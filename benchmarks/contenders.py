@@ -21,7 +21,7 @@ from gguflora.data import Encoded
 from gguflora.events import Event, StepDone
 from gguflora.kernels.operations import choose_operations
 from gguflora.model import Workspace, load_decoder, with_pairs
-from gguflora.run.setting import set_threads
+from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.train import Job, new_state, train
 
 Step = Callable[[int], float]
@@ -71,6 +71,7 @@ def contenders(dtype: str, tcmalloc: bool) -> list[Contender]:
 
 def gguflora_step(contender: Contender, workload: Workload) -> Step:
     """The training loop as it is, held still between two steps."""
+    bound_product_caches()
     base = workload.base
     decoder = load_decoder(base.gguf, base.spec, getattr(torch, contender.dtype), contender.packed)
     limit = ComputeConfig().micro_batch_tokens

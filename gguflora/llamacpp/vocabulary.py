@@ -14,8 +14,8 @@ from gguflora.errors import UsageError
 Tokens = Sequence[int] | npt.NDArray[np.integer]
 
 _BEYOND_UNICODE = re.compile(rb"[\xf5-\xf7][\x80-\xbf]{3}|\xf4[\x90-\xbf][\x80-\xbf]{2}")
-"""What src/unicode.cpp reads as one character and then throws at, in C++, where nothing catches it. Other bytes that are
-no UTF-8 it replaces."""
+"""What src/unicode.cpp reads as one character and then throws at, in C++, where nothing catches it. Other bytes that
+are no UTF-8 it replaces."""
 
 
 class Vocabulary:

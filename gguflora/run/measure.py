@@ -17,7 +17,7 @@ from gguflora.gguf import Adapter, check_fits, read_adapter
 from gguflora.kernels.operations import choose_operations
 from gguflora.model import Decoder, Workspace, from_adapter, load_decoder, with_pairs
 from gguflora.run.opening import Base, open_base
-from gguflora.run.setting import set_threads
+from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.run.template import with_adapters_setting
 from gguflora.train import Method, evaluate
 
@@ -51,6 +51,7 @@ def measure(
         _log.warning("%s", base.template.notice)
     prepared = prepare(examples, base.tokenizer, base.template, base.spec.context_length)
     set_threads(None)
+    bound_product_caches()
     measured = evaluate(
         _decoder(base, lora, adapter, scale),
         prepared.encoded,

@@ -29,7 +29,7 @@ from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_exampl
 from gguflora.run.folder import check_folder, claim_folder, read_record, write_record
 from gguflora.run.initial import file_hash, initial_pairs
 from gguflora.run.opening import Base, model_loaded, open_base
-from gguflora.run.setting import environment, set_threads
+from gguflora.run.setting import bound_product_caches, environment, set_threads
 from gguflora.run.start import Start, resumed_start
 from gguflora.run.template import chat_setting
 from gguflora.run.verify import answers, verify
@@ -118,6 +118,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     about_data = _about_data(request, base, dataset)
     yield from about_data
     old = read_record(folder) if folder and request.resume else None
+    bound_product_caches()
     choices = choose(request.compute, base.spec, set_threads(request.training.threads), old)
     decoder = load_decoder(base.gguf, base.spec, choices.dtype, choices.packed)
     setup = Setup(

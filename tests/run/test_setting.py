@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from gguflora.kernels import choose_dtype
 from gguflora.run.setting import environment, set_threads
 
 
@@ -57,3 +60,37 @@ def test_the_environment_names_what_last_bits_depend_on():
     assert found["threads"] == "3"
     assert set(found) == {"torch", "threads", "instruction set", "machine"}
     assert all(found.values())
+
+
+MANY_SHAPES = """
+import sys, torch
+from gguflora.kernels import choose_dtype
+from gguflora.run.setting import bound_product_caches
+
+def resident():  # anonymous memory, in MB
+    return next(int(line.split()[1]) / 1e3 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+if sys.argv[1] == "bounded":
+    bound_product_caches()
+weight = torch.randn(64, 64).bfloat16()
+torch.mm(weight, weight)
+before = resident()
+for tokens in range(65, 665):
+    torch.mm(weight.new_ones(tokens, 64), weight)
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(choose_dtype()[0] is not torch.bfloat16, reason="float32 products are not oneDNN's here")
+def test_products_of_ever_new_shapes_take_no_ever_more_memory() -> None:
+    """600 shapes in a process of their own: with the caches bounded, and as the libraries would have it (control)."""
+    grown = {
+        how: float(
+            subprocess.run(
+                [sys.executable, "-c", MANY_SHAPES, how], capture_output=True, text=True, check=True, timeout=120
+            ).stdout
+        )
+        for how in ("bounded", "as it is")
+    }
+    print(grown)
+    assert grown["bounded"] < 0.5 * grown["as it is"]
