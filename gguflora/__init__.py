@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TrainingConfig
+    from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TemplateConfig, TrainingConfig
     from gguflora.data import (
         Example,
         Message,
@@ -39,6 +39,7 @@ _HOMES = {
     "DataConfig": "config",
     "LoraConfig": "config",
     "ReadConfig": "config",
+    "TemplateConfig": "config",
     "TrainingConfig": "config",
     "Example": "data",
     "Message": "data",
@@ -68,6 +69,7 @@ __all__ = [
     "LoraTrainer",
     "Message",
     "ReadConfig",
+    "TemplateConfig",
     "TrainingConfig",
     "filter_by_length",
     "iterate_examples",

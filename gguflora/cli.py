@@ -34,7 +34,8 @@ from cyclopts import (
     convert,
 )
 
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TemplateConfig, TrainingConfig
+from gguflora.data_commands import Data, Flat, data_app
 from gguflora.errors import DataError, GgufloraError, UsageError
 
 if TYPE_CHECKING:
@@ -59,9 +60,6 @@ app = App(
     default_parameter=Parameter(negative=(), converter=_exact),
 )
 
-Flat = Parameter(name="*")
-Data = Parameter(allow_leading_hyphen=True)  # a lone hyphen is standard input
-
 
 @app.command
 def train(  # noqa: PLR0913 (one parameter for each group of options)
@@ -73,6 +71,7 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
     lora: Annotated[LoraConfig, Flat] = LoraConfig(),  # noqa: B008 (frozen)
     reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
     data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
+    template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
     training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008 (frozen)
     compute: Annotated[ComputeConfig, Flat] = ComputeConfig(),  # noqa: B008 (frozen)
     init_adapter: Path | None = None,
@@ -93,6 +92,7 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
         lora: What the adapter is.
         reading: How records become examples.
         data_config: Which examples are trained.
+        template: How conversations become text.
         training: How it is trained.
         compute: How the machine is used.
         init_adapter: Adapter to go on from; its rank, alpha and tensors are taken.
@@ -105,6 +105,7 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
     from gguflora.data import load_examples
     from gguflora.events import Finished, as_dict
     from gguflora.report import ConsoleReport
+    from gguflora.run.template import own_options, serve_options
     from gguflora.run.training import Outcome, Request, run
 
     bad_records: list[str] = []
@@ -120,6 +121,7 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
             validation=validation,
             lora=lora,
             data=data_config,
+            template=template,
             training=training,
             compute=compute,
             output_dir=output_dir,
@@ -135,7 +137,8 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
                 _print_json(as_dict(event))
             if isinstance(event, Finished):
                 stopped_by = event.stopped_by
-                report.next_steps(model, [*data, *reading.arguments], event)
+                named, options = [*data, *reading.arguments], (serve_options(template), own_options(template))
+                report.next_steps(model, named, event, serve=options[0], own=options[1])
     return 128 + signal.Signals[stopped_by] if stopped_by else 0
 
 
@@ -148,6 +151,7 @@ def evaluate(
     reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
     lora: Path | None = None,
     scale: float = 1.0,
+    template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
     json: bool = False,
 ) -> int:
     """Measure the loss of MODEL on the examples in DATA, in float32, with an adapter or without.
@@ -158,6 +162,7 @@ def evaluate(
         reading: How records become examples.
         lora: Adapter to put on the model.
         scale: Factor of the adapter's strength.
+        template: How conversations become text; without it as the adapter was trained.
         json: Print one JSON object on one line.
     """
     from gguflora.data import load_examples
@@ -165,7 +170,7 @@ def evaluate(
     from gguflora.run.measure import measure
 
     bad_records: list[str] = []
-    result = measure(model, load_examples(data, reading, bad_records.append), lora, scale)
+    result = measure(model, load_examples(data, reading, bad_records.append), lora, scale, template)
     if bad_records:
         result["skipped"][BAD_RECORD] = len(bad_records)
     if json:
@@ -188,6 +193,7 @@ def generate(
     scale: float = 1.0,
     max_tokens: int = 256,
     raw: bool = False,
+    template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
 ) -> int:
     """Let MODEL answer PROMPT in the real llama.cpp, with an adapter or without; the likeliest token each time.
 
@@ -198,10 +204,12 @@ def generate(
         scale: Factor of the adapter's strength.
         max_tokens: Longest answer, in tokens.
         raw: Continue PROMPT as it is, without the chat template.
+        template: How PROMPT becomes text; without it as the adapter was trained.
     """
     from gguflora.run.answer import answer
 
-    for piece in answer(model, _typed(prompt), lora=lora, scale=scale, max_tokens=max_tokens, raw=raw):
+    given = _typed(prompt)
+    for piece in answer(model, given, lora=lora, scale=scale, max_tokens=max_tokens, raw=raw, config=template):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
@@ -274,25 +282,30 @@ def render(
     /,
     *,
     no_generation_prompt: bool = False,
+    template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
     json: bool = False,
 ) -> int:
     """Print the text that MODEL's chat template makes of MESSAGES, exactly as llama-server's /apply-template.
 
     Args:
         model: GGUF file; one that holds a vocabulary alone will do.
-        messages: JSON file: a list of messages with role and content, or an object with messages; - is standard input.
+        messages: JSON file: a list of messages, or an object with messages and tools; - is standard input.
         no_generation_prompt: Do not end with what opens the assistant's answer.
+        template: Which template, and what it is told.
         json: Print one JSON object on one line, with the text under prompt.
     """
     from gguflora.run.rendering import render
 
-    text = render(model, messages, generation_prompt=not no_generation_prompt)
+    text = render(model, messages, generation_prompt=not no_generation_prompt, config=template)
     if json:
         _print_json({"prompt": text})
     else:  # byte for byte, whatever the terminal's encoding
         sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
     return 0
+
+
+app.command(data_app)
 
 
 @app.command

@@ -6,10 +6,11 @@ one is a UsageError before any file is opened.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from gguflora.errors import UsageError
 
@@ -19,6 +20,8 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["auto", "packed", "resident"]
 Switch = Literal["on", "off"]
 Kernels = Literal["auto", "torch", "reference"]
+TrainOn = Literal["all", "last", "everything"]
+Overlong = Literal["drop", "truncate-left", "truncate-right", "split"]
 OnBadRecord = Literal["error", "skip"]
 
 
@@ -40,6 +43,11 @@ def _whole(name: str, value: int | None) -> None:
 def _at_least(name: str, value: float | None, least: float) -> None:
     if value is not None:
         _require(math.isfinite(value) and value >= least, f"{name} must be at least {least}, not {value}.")
+
+
+def _one_of(name: str, value: str, allowed: Any) -> None:
+    choices = get_args(allowed)
+    _require(value in choices, f"{name} must be one of {', '.join(choices)}, not {value}.")
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,13 @@ class DataConfig:
     """
 
     max_length: int = 2048
-    """Longest example in tokens; longer ones are skipped and counted."""
+    """Longest example in tokens; --overlong says what becomes of longer ones."""
+
+    overlong: Overlong = "drop"
+    """Longer examples: drop them, cut off their beginning (truncate-left) or end, or split them into windows."""
+
+    train_on: TrainOn = "all"
+    """all answers of the assistant, the last one of each example, or everything, questions and template included."""
 
     validation: str | Path | None = None
     """Data to measure on, named as DATA is, never trained."""
@@ -103,6 +117,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _at_least("--max-length", self.max_length, 2)
+        _one_of("--overlong", self.overlong, Overlong)
+        _one_of("--train-on", self.train_on, TrainOn)
         if self.validation_split is not None:
             _require(
                 0 <= self.validation_split < 1,
@@ -170,6 +186,42 @@ def _is_weight(text: str) -> bool:
         return 0 <= float(text) < math.inf
     except ValueError:
         return False
+
+
+@dataclass(frozen=True)
+class TemplateConfig:
+    """How conversations become text: the chat template, and what it is told.
+
+    Raises:
+        UsageError: a switch is not NAME=VALUE, or is given twice.
+    """
+
+    chat_template: str | None = None
+    """Template in place of the model's own: chatml, or a file with Jinja text."""
+
+    template_option: tuple[str, ...] = ()
+    """NAME=VALUE of a switch that the template reads, such as enable_thinking=false; repeat for several."""
+
+    @property
+    def switches(self) -> dict[str, Any]:
+        """The options by name; a value that is JSON (false, 3, "a") is that, any other is text."""
+        return {
+            name: _json_or_text(value) for name, _, value in (option.partition("=") for option in self.template_option)
+        }
+
+    def __post_init__(self) -> None:
+        names = [option.partition("=")[0] for option in self.template_option]
+        for option, name in zip(self.template_option, names, strict=True):
+            _require("=" in option and name != "", f"--template-option must be NAME=VALUE, not {option!r}.")
+            _require(name not in ("messages", "tools"), f"--template-option can't give {name}: the data does.")
+            _require(names.count(name) == 1, f"--template-option gives {name} twice; give it once.")
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 @dataclass(frozen=True)
@@ -277,8 +329,7 @@ class ComputeConfig:
             ("recompute", Switch),
             ("kernels", Kernels),
         ):
-            value, choices = getattr(self, name), get_args(allowed)
-            _require(value in choices, f"--{name} must be one of {', '.join(choices)}, not {value}.")
+            _one_of(f"--{name}", getattr(self, name), allowed)
         _require(
             not (self.kernels == "reference" and self.recompute == "on"),
             "--recompute on does not go with --kernels reference, which keeps what autograd keeps.",

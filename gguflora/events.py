@@ -6,7 +6,7 @@ Losses are mean negative log-likelihoods per trained token, in nats; times are s
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 SavedKind = Literal["best", "epoch", "step", "final", "stopped"]
@@ -39,6 +39,8 @@ class DataReady:
         skipped: how many examples were left out, by reason.
         skipped_examples: the first few of them, by reason, as file:line.
         lengths: tokens of the shortest, the median and the longest example.
+        altered: how many examples are not trained as they stand (cut, or answers left out), by what was done;
+            altered_examples: the first few of them.
     """
 
     train_examples: int
@@ -49,6 +51,8 @@ class DataReady:
     train_tokens: int
     trained_tokens: int
     lengths: tuple[int, int, int]
+    altered: dict[str, int] = field(default_factory=dict)
+    altered_examples: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

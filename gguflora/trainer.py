@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
 from gguflora.data import Example
 from gguflora.errors import UsageError
 from gguflora.events import Event, Finished
@@ -24,6 +24,7 @@ class LoraTrainer:
         training_config: how it is trained.
         data_config: which examples are trained, and which only measured.
         compute_config: how the machine is used.
+        template_config: how conversations become text.
         output_dir: where checkpoints, metrics and the verified adapter go; None keeps the adapter in memory until
             `save_adapter`.
 
@@ -41,6 +42,7 @@ class LoraTrainer:
         *,
         data_config: DataConfig = DataConfig(),  # noqa: B008 (frozen)
         compute_config: ComputeConfig = ComputeConfig(),  # noqa: B008 (frozen)
+        template_config: TemplateConfig = TemplateConfig(),  # noqa: B008 (frozen)
         output_dir: str | Path | None = None,
     ) -> None:
         self.model = Path(model)
@@ -48,6 +50,7 @@ class LoraTrainer:
         self.training_config = training_config
         self.data_config = data_config
         self.compute_config = compute_config
+        self.template_config = template_config
         self.output_dir = Path(output_dir) if output_dir else None
         self._outcome = Outcome()
 
@@ -79,6 +82,7 @@ class LoraTrainer:
             data=self.data_config,
             training=self.training_config,
             compute=self.compute_config,
+            template=self.template_config,
             output_dir=self.output_dir,
             resume=resume,
         )
@@ -102,4 +106,6 @@ class LoraTrainer:
         state, base, alpha = self._outcome.state, self._outcome.base, self._outcome.alpha
         if state is None or base is None or alpha is None:
             raise UsageError("There is no adapter to save: call train first.")
-        write_adapter(Path(path), to_adapter(state.pairs, base.gguf.architecture, alpha, base.identity))
+        write_adapter(
+            Path(path), to_adapter(state.pairs, base.gguf.architecture, alpha, base.identity, self._outcome.chat)
+        )

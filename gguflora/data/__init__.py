@@ -1,6 +1,7 @@
 """Examples: made or loaded, turned into tokens and labels, ordered, and packed into micro-batches."""
 
 from gguflora.data.chunks import chunk
+from gguflora.data.encoded import NOT_TRAINED, Encoded
 from gguflora.data.example import Completion, Conversation, Example, Message
 from gguflora.data.formats import (
     dataset_hash,
@@ -13,12 +14,14 @@ from gguflora.data.formats import (
     load_text,
     save_jsonl,
 )
-from gguflora.data.labels import NOT_TRAINED, Encoded, encode_example
+from gguflora.data.labels import encode_example
 from gguflora.data.order import permutation, step_indices, steps_per_epoch
 from gguflora.data.packing import MicroBatch, best_fit, pack
-from gguflora.data.preparation import Prepared, filter_by_length, prepare
+from gguflora.data.preparation import Prepared, filter_by_length, prepare, prepare_one
 from gguflora.data.reading import iterate_examples
+from gguflora.data.rows import rows_of, switches_of
 from gguflora.data.split import default_validation_share, duplicate_count, overlap_count, train_validation_split
+from gguflora.data.tools import ToolCall
 
 __all__ = [
     "NOT_TRAINED",
@@ -29,6 +32,7 @@ __all__ = [
     "Message",
     "MicroBatch",
     "Prepared",
+    "ToolCall",
     "best_fit",
     "chunk",
     "dataset_hash",
@@ -48,8 +52,11 @@ __all__ = [
     "pack",
     "permutation",
     "prepare",
+    "prepare_one",
+    "rows_of",
     "save_jsonl",
     "step_indices",
     "steps_per_epoch",
+    "switches_of",
     "train_validation_split",
 ]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from gguflora.data.labels import NOT_TRAINED, Encoded
+from gguflora.data.encoded import NOT_TRAINED, Encoded
 from gguflora.errors import DataError
 
 

@@ -19,7 +19,7 @@ from gguflora.errors import DataError
 
 MAX_COLUMNS = 4096
 
-_JSON = frozenset({"messages", "conversations"})
+_JSON = frozenset({"messages", "conversations", "tools"})
 _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 
 

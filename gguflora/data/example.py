@@ -5,39 +5,71 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from gguflora.data.tools import ToolCall, read_tool_calls, read_tools
 from gguflora.errors import DataError
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 MAX_MESSAGES = 4096  # in one conversation
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn: who speaks (system, user or assistant) and what.
+    """One turn: who speaks (system, user, assistant or tool) and what.
+
+    Attributes:
+        reasoning: what the assistant thinks before it answers.
+        tool_calls: functions that the assistant calls.
+        name: of the tool that answers; tool_call_id: the call that it answers. Both may be empty.
 
     Raises:
-        DataError: another role, or content that is not text that UTF-8 can hold.
+        DataError: another role, content that is not text that UTF-8 can hold, or one of the assistant's fields in a
+            message of someone else.
     """
 
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise DataError(f"the role {self.role!r} is not known; use {', '.join(ROLES)}.")
         _require_text(f"the content of a message of the {self.role}", self.content)
+        for name in ("reasoning", "name", "tool_call_id"):
+            _require_text(f"the {name} of a message of the {self.role}", getattr(self, name))
+        if self.role != "assistant" and (self.reasoning or self.tool_calls):
+            raise DataError(f"a message of the {self.role} has reasoning or tool calls; only the assistant's may.")
+
+    def texts(self) -> tuple[str, ...]:
+        """All that the message says, part by part."""
+        return (
+            self.content,
+            self.reasoning,
+            *(text for call in self.tool_calls for text in (call.name, call.arguments)),
+        )
+
+    def is_empty(self) -> bool:
+        """Whether it says nothing and calls nothing."""
+        return not (self.content.strip() or self.tool_calls)
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Messages in order; the model learns every message of the assistant.
 
+    Attributes:
+        tools: that the assistant may call, each as the JSON text that `read_tools` makes.
+
     Raises:
         DataError: there is no message, or there are more than MAX_MESSAGES.
     """
 
     messages: tuple[Message, ...]
+    tools: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < len(self.messages) <= MAX_MESSAGES:
@@ -84,9 +116,15 @@ class Example:
             raise DataError(f"the weight is {self.weight!r}; it must be a number from 0 (leave out) upwards.")
 
     @classmethod
-    def messages(cls, messages: Sequence[Message | Mapping[str, str]], *, weight: float = 1.0) -> Example:
-        """A conversation from Messages, or from mappings that have the keys role and content."""
-        return cls(Conversation(tuple(_message(message) for message in messages)), weight)
+    def messages(
+        cls,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        weight: float = 1.0,
+    ) -> Example:
+        """A conversation from Messages, or from mappings as `message_of` reads them; `tools` may be called in it."""
+        return cls(Conversation(tuple(map(message_of, messages)), read_tools(tools)), weight)
 
     @classmethod
     def instruction(cls, instruction: str, input: str | None, output: str, *, weight: float = 1.0) -> Example:
@@ -108,13 +146,29 @@ class Example:
         return cls(Completion(prompt, completion), weight)
 
 
-def _message(message: Message | Mapping[str, str]) -> Message:
+def message_of(message: Message | Mapping[str, Any]) -> Message:
+    """A message from a mapping with the keys of llama-server's requests.
+
+    These are role, content (may be null beside tool calls), reasoning_content (or thinking), tool_calls, name and
+    tool_call_id; other keys are passed over.
+
+    Raises:
+        DataError: role or content is missing, or a value can't be used.
+    """
     if isinstance(message, Message):
         return message
+    calls = read_tool_calls(message.get("tool_calls") or ())
+    content = message.get("content")
+    if content is None and calls:
+        message, content = {**message, "content": ""}, ""
     missing = [key for key in ("role", "content") if key not in message]
     if missing:
         raise DataError(f"a message has no {' and no '.join(missing)}; give it both role and content.")
-    return Message(message["role"], message["content"])
+    reasoning = message.get("reasoning_content") or message.get("thinking") or ""
+    name, answers = message.get("name") or "", message.get("tool_call_id") or ""
+    if message["role"] != "tool":
+        name = answers = ""  # a name of a person says nothing that is trained
+    return Message(message["role"], content, reasoning, calls, name, answers)  # type: ignore[arg-type]
 
 
 def _require_text(what: str, text: object) -> None:

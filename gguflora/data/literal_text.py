@@ -16,24 +16,26 @@ Messages without a spelling, nearly all, are rendered and encoded in one go.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
-
-from gguflora.data.example import Message
+from typing import Any
 
 _FIRST_STAND_IN = 0xF0000  # the supplementary private use area: 65,534 characters that no script uses
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """Messages in which stand-ins take the place of what spells a control token.
+    """A conversation in which stand-ins take the place of what spells a control token.
 
     Attributes:
-        spellings: what each stand-in stands for; empty where the messages spell none.
+        rows: the messages as templates read them.
+        switches: what else the template is given: the tools.
+        spellings: what each stand-in stands for; empty where nothing spells a control token.
     """
 
-    messages: tuple[Message, ...]
+    rows: list[dict[str, Any]]
+    switches: dict[str, Any]
     spellings: Mapping[str, str]
 
     def restore(self, text: str) -> str:
@@ -43,32 +45,61 @@ class Hidden:
         return text
 
 
-def hide_control_tokens(messages: Sequence[Message], controls: Sequence[str]) -> Hidden:
-    """The messages with stand-ins for the control tokens that they spell.
+def hide_control_tokens(
+    rows: list[dict[str, Any]], switches: dict[str, Any], controls_in: Callable[[str], Sequence[str]]
+) -> Hidden:
+    """A conversation with stand-ins for the control tokens that it spells, wherever text stands in it.
 
     Args:
-        messages: as the user gave them.
-        controls: texts of the vocabulary's control tokens.
+        rows: the messages as the user gave them.
+        switches: the tools, if any.
+        controls_in: the control tokens that a text spells.
     """
-    spelled = _present(controls, [message.content for message in messages])
+    said = "\n".join(_texts([rows, switches]))
+    spelled = controls_in(said)
     if not spelled:
-        return Hidden(tuple(messages), {})
-    said = set().union(*(message.content for message in messages))
-    free = (chr(code) for code in count(_FIRST_STAND_IN) if chr(code) not in said)
+        return Hidden(rows, switches, {})
+    characters = set(said)
+    free = (chr(code) for code in count(_FIRST_STAND_IN) if chr(code) not in characters)
     stand_ins = dict(zip(spelled, free, strict=False))
     pattern = _any_of(spelled)
-    hidden = tuple(
-        replace(message, content=pattern.sub(lambda match: stand_ins[match[0]], message.content))
-        for message in messages
-    )
-    return Hidden(hidden, {stand_in: spelling for spelling, stand_in in stand_ins.items()})
+
+    def hide(text: str) -> str:
+        return pattern.sub(lambda match: stand_ins[match[0]], text)
+
+    spellings = {stand_in: spelling for spelling, stand_in in stand_ins.items()}
+    return Hidden(_mapped(rows, hide), _mapped(switches, hide), spellings)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in plain values; the keys of mappings are not what anyone says."""
+    match value:
+        case str():
+            yield value
+        case dict():
+            yield from (text for item in value.values() for text in _texts(item))
+        case list():
+            yield from (text for item in value for text in _texts(item))
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """Plain values with every text changed."""
+    match value:
+        case str():
+            return change(value)
+        case dict():
+            return {key: _mapped(item, change) for key, item in value.items()}
+        case list():
+            return [_mapped(item, change) for item in value]
+        case _:
+            return value
 
 
 def split_pieces(text: str, hidden: Hidden, controls: Sequence[str]) -> Iterator[tuple[str, bool]]:
     """`text` cut into pieces to be encoded one by one: (piece, whether control tokens are parsed in it).
 
     Args:
-        text: rendered from `hidden.messages`, or a part of that.
+        text: rendered from `hidden.rows`, or a part of that.
         hidden: says what its stand-ins stand for.
         controls: texts of the vocabulary's control tokens.
     """

@@ -1,6 +1,6 @@
 """Examples of one step laid into rows without padding: the micro-batches that the model sees.
 
->>> from gguflora.data.labels import Encoded
+>>> from gguflora.data.encoded import Encoded
 >>> import numpy as np
 >>> def encoded(tokens, labels):
 ...     return Encoded(np.array(tokens, np.int32), np.array(labels, np.int32), 1.0, "")
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gguflora.data.labels import Encoded
+from gguflora.data.encoded import Encoded
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+
+from gguflora.config import Overlong, TrainOn
+from gguflora.data.answers import opening
+from gguflora.data.encoded import Encoded
 from gguflora.data.example import Completion, Conversation, Example
-from gguflora.data.labels import Encoded, encode_example
+from gguflora.data.labels import encode_example
+from gguflora.data.overlong import fit
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
 
@@ -14,6 +20,14 @@ WEIGHT_ZERO = "weight 0"
 NO_ANSWER = "no message of the assistant"
 EMPTY_ANSWER = "empty answer"
 TOO_LONG = "longer than max_length"
+CUT_AWAY = "longer than max_length, and nothing trained is left of it"
+LOST_ANSWERS = "earlier answers not trained, since the chat template writes them differently once later messages follow"
+LOST_REASONING = "answers trained without their reasoning, which the chat template does not write"
+ALTERED = {
+    "truncate-left": "longer than max_length: the beginning was cut off",
+    "truncate-right": "longer than max_length: the end was cut off",
+    "split": "longer than max_length: split into windows",
+}
 
 
 @dataclass(frozen=True)
@@ -23,39 +37,94 @@ class Prepared:
     Attributes:
         encoded: in the order of the examples.
         skipped: reason -> sources of the examples that were left out for it.
+        altered: what was done -> sources of the examples that are not trained as they stand.
+        endless: sources of what is encoded without training a token that ends generation.
     """
 
     encoded: tuple[Encoded, ...]
     skipped: Mapping[str, tuple[str, ...]]
+    altered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    endless: tuple[str, ...] = ()
 
 
-def prepare(examples: Sequence[Example], tokenizer: Tokenizer, template: ChatTemplate, max_length: int) -> Prepared:
-    """Encode examples, leaving out those of weight 0, without an answer, or longer than max_length tokens.
+@dataclass(frozen=True)
+class PreparedOne:
+    """What became of one example: the pieces that are trained, or why there are none, and what was done to it."""
 
-    An example is never cut: its end is what teaches the model to stop. In one of several answers an empty one counts
-    as well, because the model would learn to say nothing there.
+    pieces: tuple[Encoded, ...]
+    skipped: str = ""
+    altered: tuple[str, ...] = ()
+
+
+def prepare(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    max_length: int,
+    *,
+    train_on: TrainOn = "all",
+    overlong: Overlong = "drop",
+) -> Prepared:
+    """Encode examples, leaving out those of weight 0 or without an answer, and what `overlong` says of long ones.
+
+    In one of several answers an empty one counts as well, because the model would learn to say nothing there.
 
     Args:
         examples: those without a source are named by their number.
         tokenizer: the base's.
         template: the base's.
         max_length: most tokens of an example, template included.
+        train_on: which tokens of an example are trained.
+        overlong: what becomes of examples of more than max_length tokens.
 
     Raises:
         DataError: an example can't be encoded, or none is left.
     """
     encoded: list[Encoded] = []
     skipped: dict[str, list[str]] = {}
+    altered: dict[str, list[str]] = {}
     for number, example in enumerate(examples, 1):
         named = example if example.source else replace(example, source=f"example {number}")
-        result = _encode_or_reason(named, tokenizer, template, max_length)
-        if isinstance(result, Encoded):
-            encoded.append(result)
-        else:
-            skipped.setdefault(result, []).append(named.source)
+        one = prepare_one(named, tokenizer, template, max_length, train_on=train_on, overlong=overlong)
+        encoded += one.pieces
+        if one.skipped:
+            skipped.setdefault(one.skipped, []).append(named.source)
+        for what in one.altered:
+            altered.setdefault(what, []).append(named.source)
     if not encoded:
         raise DataError(_nothing_left(skipped, max_length))
-    return Prepared(tuple(encoded), {reason: tuple(sources) for reason, sources in skipped.items()})
+    endings = list(tokenizer.vocabulary.eog)
+    endless = tuple(one.source for one in encoded if not np.isin(one.labels, endings).any())
+    return Prepared(tuple(encoded), _frozen(skipped), _frozen(altered), endless)
+
+
+def prepare_one(
+    example: Example,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    max_length: int,
+    *,
+    train_on: TrainOn = "all",
+    overlong: Overlong = "drop",
+) -> PreparedOne:
+    """As `prepare`, for one example; where it teaches nothing there are no pieces, but the reason.
+
+    Raises:
+        DataError: it can't be encoded.
+    """
+    reason = _reason_to_skip(example, train_on)
+    if reason:
+        return PreparedOne((), reason)
+    whole = encode_example(example, tokenizer, template, train_on)
+    pieces = fit(whole, max_length, overlong, len(opening(tokenizer.vocabulary)))
+    if not pieces:
+        return PreparedOne((), TOO_LONG if overlong == "drop" else CUT_AWAY)
+    altered = {
+        ALTERED.get(overlong, ""): len(whole.tokens) > max_length,
+        LOST_ANSWERS: whole.lost_answers > 0,
+        LOST_REASONING: whole.lost_reasoning > 0,
+    }
+    return PreparedOne(pieces, altered=tuple(what for what, done in altered.items() if done))
 
 
 def filter_by_length(
@@ -69,24 +138,27 @@ def filter_by_length(
     return [example for example in examples if len(encode_example(example, tokenizer, template).tokens) <= max_length]
 
 
-def _encode_or_reason(example: Example, tokenizer: Tokenizer, template: ChatTemplate, max_length: int) -> Encoded | str:
+def _reason_to_skip(example: Example, train_on: TrainOn) -> str:
+    """Why an example can't teach anything; empty if it can."""
     if example.weight == 0:
         return WEIGHT_ZERO
-    answers = _answers(example)
-    if not answers:
-        return NO_ANSWER
-    if not all(answer.strip() for answer in answers):
+    empty = _empty_answers(example)
+    if any(empty):
         return EMPTY_ANSWER
-    encoded = encode_example(example, tokenizer, template)
-    return encoded if len(encoded.tokens) <= max_length else TOO_LONG
+    return "" if empty or train_on == "everything" else NO_ANSWER
 
 
-def _answers(example: Example) -> list[str]:
+def _empty_answers(example: Example) -> list[bool]:
+    """Of each answer, whether it says nothing."""
     match example.content:
         case Conversation(messages):
-            return [message.content for message in messages if message.role == "assistant"]
+            return [message.is_empty() for message in messages if message.role == "assistant"]
         case Completion(_, completion):
-            return [completion]
+            return [not completion.strip()]
+
+
+def _frozen(sources: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    return {reason: tuple(of_reason) for reason, of_reason in sources.items()}
 
 
 def _nothing_left(skipped: Mapping[str, Sequence[str]], max_length: int) -> str:
@@ -94,5 +166,6 @@ def _nothing_left(skipped: Mapping[str, Sequence[str]], max_length: int) -> str:
         return "There is no example to train; give at least one."
     counts = ", ".join(f"{len(sources)} {reason}" for reason, sources in skipped.items())
     [first, *_] = [source for sources in skipped.values() for source in sources]
-    raised = f" or raise max_length above {max_length}" if TOO_LONG in skipped else ""
+    long = TOO_LONG in skipped or CUT_AWAY in skipped
+    raised = f" or raise max_length above {max_length}" if long else ""
     return f"No example is left to train ({counts}; the first is {first}); correct the data{raised}."

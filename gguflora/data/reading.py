@@ -14,7 +14,7 @@ from gguflora.data.csv_records import read_csv_records, typed
 from gguflora.data.example import Example
 from gguflora.data.json_records import read_json_records
 from gguflora.data.lines import Found
-from gguflora.data.records import KEYS, OPTIONAL_KEYS, REFUSED_KEYS, Shape, read_record
+from gguflora.data.records import KEYS, OPTIONAL_KEYS, REFUSED_KEYS, TOOL_KEYS, Shape, read_record
 from gguflora.data.sources import Source, find_sources
 from gguflora.data.streams import open_source
 from gguflora.data.text_records import read_text_record
@@ -76,7 +76,7 @@ def examples_of(
         UsageError: a package is missing that could read it.
     """
     empty = True
-    for place, value in _records(source, {*KEYS, *REFUSED_KEYS, *columns.values()}):
+    for place, value in _records(source, {*KEYS, *REFUSED_KEYS, *TOOL_KEYS, *columns.values()}):
         empty = False
         if columns and isinstance(value, dict):
             met |= {key for key, column in columns.items() if column in value}

@@ -1,19 +1,20 @@
 """A record of a dataset file becomes an Example: the shapes that are known, and which one a record has.
 
-| shape         | keys                                       |
-|---------------|--------------------------------------------|
-| messages      | messages: [{role, content}, ...]           |
-| conversations | conversations: [{from, value}, ...]        |
-| completion    | prompt, completion                         |
-| instruction   | instruction, output, and input if any      |
-| chat          | user, assistant, and system if any         |
-| preference    | chosen, rejected, and prompt if any        |
-| OpenAI's      | input: {messages}, preferred_output        |
-| text          | text                                       |
+| shape         | keys                                                |
+|---------------|-----------------------------------------------------|
+| messages      | messages: [{role, content}, ...], and tools if any  |
+| conversations | conversations: [{from, value}, ...]                 |
+| completion    | prompt, completion                                  |
+| instruction   | instruction, output, and input if any               |
+| chat          | user, assistant, and system if any                  |
+| preference    | chosen, rejected, and prompt if any                 |
+| OpenAI's      | input: {messages}, preferred_output                 |
+| text          | text                                                |
 
 The last three give way to another shape that a record has too. Of a preference the chosen side is trained; its parts
-may be texts or messages. Each record may have a `weight`. Other keys of a record (an id, a source) say nothing that is
-trained and are passed over, but not those of REFUSED_KEYS, which would change what is learned.
+may be texts or messages. A message may have reasoning_content (or thinking) and tool_calls, or name and tool_call_id,
+as in llama-server's requests. Each record may have a `weight`. Other keys of a record (an id, a source) say nothing
+that is trained and are passed over, but not those of REFUSED_KEYS, which would change what is learned.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gguflora.data.example import Completion, Conversation, Example, Message
+from gguflora.data.example import Completion, Conversation, Example, Message, message_of
+from gguflora.data.rows import rows_of, switches_of
+from gguflora.data.tools import read_tools
 from gguflora.errors import DataError
 
 Record = Mapping[str, Any]
 
-REFUSED_KEYS = frozenset({"tools", "functions", "tool_calls", "function_call", "reasoning_content", "thinking"})
+REFUSED_KEYS = frozenset({"functions", "function_call"})
+TOOL_KEYS = frozenset({"tools", "tool_calls", "reasoning_content", "thinking"})  # read where `messages` stand alone
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
@@ -68,8 +72,9 @@ def read_record(record: object, source: str, shapes: tuple[Shape, ...] | None = 
     try:
         if not isinstance(record, dict):
             raise DataError(f"the record is {_kind(record)}; it must be a JSON object.")
-        _refuse_keys(record)
-        content = _shape_of(record, shapes or SHAPES).read(record)
+        shape = _shape_of(record, shapes or SHAPES)
+        _refuse_keys(record, REFUSED_KEYS | (TOOL_KEYS - shape.optional))
+        content = shape.read(record)
         return Example(content, _weight(record), source)
     except DataError as error:
         raise DataError(f"{source}: {error}") from error
@@ -78,10 +83,8 @@ def read_record(record: object, source: str, shapes: tuple[Shape, ...] | None = 
 def write_record(example: Example) -> dict[str, Any]:
     """The JSON object that read_record reads back as `example`."""
     match example.content:
-        case Conversation(messages):
-            record: dict[str, Any] = {
-                "messages": [{"role": message.role, "content": message.content} for message in messages]
-            }
+        case Conversation(messages) as conversation:
+            record: dict[str, Any] = {"messages": rows_of(messages), **switches_of(conversation)}
         case Completion(prompt, completion):
             record = {"prompt": prompt, "completion": completion}
     return record if example.weight == 1 else {**record, "weight": example.weight}
@@ -105,14 +108,15 @@ def _weight(record: Record) -> float:
     return 1.0 if weight is None else weight  # Example checks that it is a number
 
 
-def _refuse_keys(record: Record) -> None:
-    for key in sorted(REFUSED_KEYS & record.keys()):
+def _refuse_keys(record: Record, refused: frozenset[str]) -> None:
+    for key in sorted(refused & record.keys()):
         if record[key]:
             raise DataError(f"{key!r} can't be trained and must not get lost unseen; take it out of the record.")
 
 
 def _messages(record: Record) -> Conversation:
-    return _conversation(record["messages"], "messages", "role", "content")
+    conversation = _conversation(record["messages"], "messages", "role", "content")
+    return Conversation(conversation.messages, read_tools(record.get("tools") or ()))
 
 
 def _conversations(record: Record) -> Conversation:
@@ -130,18 +134,25 @@ def _turns(turns: object, key: str, role_key: str = "role", content_key: str = "
 
 
 def _turn(turn: object, where: str, role_key: str, content_key: str) -> Message:
-    if not isinstance(turn, dict) or not {role_key, content_key} <= turn.keys():
+    calls = isinstance(turn, dict) and role_key == "role" and turn.get("tool_calls")
+    needed = {role_key} if calls else {role_key, content_key}
+    if not isinstance(turn, dict) or not needed <= turn.keys():
         raise DataError(f"{where} must be an object with the keys {role_key} and {content_key}.")
-    _refuse_keys(turn)
+    _refuse_keys(turn, REFUSED_KEYS if role_key == "role" else REFUSED_KEYS | TOOL_KEYS)
     if turn.get("weight") is not None:
         raise DataError(f"{where} has a weight of its own; only whole examples have one.")
-    role = turn[role_key]
-    if role_key == "from":
-        role = SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else role
     try:
-        return Message(role, turn[content_key])
+        if role_key == "role":
+            return message_of(turn)
+        return Message(_sharegpt_role(turn[role_key]), turn[content_key])
     except DataError as error:
         raise DataError(f"{where}: {error}") from error
+
+
+def _sharegpt_role(role: object) -> str:
+    if not isinstance(role, str) or role not in SHAREGPT_ROLES:
+        raise DataError(f"the role {role!r} is not known; use {', '.join(SHAREGPT_ROLES)}.")
+    return SHAREGPT_ROLES[role]
 
 
 def _completion(record: Record) -> Completion:
@@ -183,7 +194,7 @@ def _openai_preference(record: Record) -> Conversation:
     given = record["input"]
     if not isinstance(given, dict) or "messages" not in given:
         raise DataError(f"'input' is {_kind(given)}; beside preferred_output it must be an object with messages.")
-    _refuse_keys(given)
+    _refuse_keys(given, REFUSED_KEYS | TOOL_KEYS)
     before = _turns(given["messages"], "input.messages")
     return Conversation(before + _turns(record["preferred_output"], "preferred_output"))
 
@@ -213,7 +224,7 @@ def _kind(value: object) -> str:
 INSTRUCTION = Shape("instruction", frozenset({"instruction", "output"}), frozenset({"input"}), _instruction)
 CONVERSATIONS = Shape("conversations", frozenset({"conversations"}), frozenset(), _conversations)
 SHAPES = (
-    Shape("messages", frozenset({"messages"}), frozenset(), _messages),
+    Shape("messages", frozenset({"messages"}), frozenset({"tools"}), _messages),
     CONVERSATIONS,
     Shape("completion", frozenset({"prompt", "completion"}), frozenset(), _completion),
     INSTRUCTION,
@@ -226,5 +237,5 @@ SHAPES = (
 )
 KEYS = tuple(sorted({"weight"}.union(*(shape.needed | shape.optional for shape in SHAPES))))
 """Every key that can be part of an example."""
-OPTIONAL_KEYS = frozenset({"weight", "input", "system"})
+OPTIONAL_KEYS = frozenset({"weight", "input", "system", "tools"})
 """Those without which a record is read all the same."""

@@ -5,73 +5,97 @@
     all messages                      |<------ prompt ------>|<- answer, and what follows up to the next one ...
 
 The lower two must begin with the first. Where they don't (a template that opens an answer with text which a finished
-one lacks), training on the text would teach something else than the model is asked for, so the example is refused.
-The finished answer shows how it is generated: what ends it, and the reasoning that a template may drop from history.
+one lacks), training on the text would teach something else than the model is asked for. The finished answer shows how
+it is generated: what ends it, and the reasoning that a template may drop from history.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from typing import Any
 
-from gguflora.data.example import Message
-from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate
+
+Rows = Sequence[dict[str, Any]]
+"""Messages as templates read them."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer of the assistant, as text.
+    """One answer of the assistant, where generation can be told to start.
 
     Attributes:
-        content: what the message says.
-        finished: what follows the point where generation starts when the answer is the last message.
-        piece: what follows it in the whole conversation, up to where the next answer's generation starts.
+        number: among the conversation's answers, from 1.
+        index: of its message.
+        start: where its generation starts in the whole text.
+        finished: what follows that point when the answer is the last message.
     """
 
-    content: str
+    number: int
+    index: int
+    start: int
     finished: str
-    piece: str
 
 
-def split_turns(messages: Sequence[Message], template: ChatTemplate) -> tuple[str, tuple[Turn, ...]]:
-    """The text up to the first answer, and every answer; the prompt and the pieces make up the whole rendering.
+@dataclass(frozen=True)
+class Script:
+    """A conversation as the template writes it.
+
+    Attributes:
+        text: the whole of it.
+        turns: the answers that stand in it behind what the model is given before it generates them.
+        problems: what is wrong with each other answer, by its number.
+    """
+
+    text: str
+    turns: tuple[Turn, ...]
+    problems: dict[int, str]
+
+
+def write_script(rows: Rows, switches: dict[str, Any], template: ChatTemplate, *, last_only: bool = False) -> Script:
+    """Render a conversation and find its answers in the text.
 
     Args:
-        messages: the whole conversation.
+        rows: the whole conversation.
+        switches: what the template is given besides: the tools.
         template: the base's.
+        last_only: look for the last answer alone.
 
     Raises:
-        DataError: there is no answer, the template refuses the messages, or its text can't be cut at the answers.
+        DataError: the template refuses the messages.
     """
-    answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
-    if not answers:
-        raise DataError("no message is the assistant's, so there is nothing to train; add the answer.")
-    rows = [{"role": message.role, "content": message.content} for message in messages]
-    full = template.render(rows)
-    starts, finished = [], []
-    for number, index in enumerate(answers, 1):
-        prompt = template.render(rows[:index], add_generation_prompt=True)
-        alone = template.render(rows[: index + 1]) if index + 1 < len(rows) else full
-        _require_start(alone, prompt, number, "once finished")
-        _require_start(full, prompt, number, "once later messages follow")
-        starts.append(len(prompt))
-        finished.append(alone[len(prompt) :])
-    pieces = [full[start:end] for start, end in pairwise([*starts, len(full)])]
-    turns = (
-        Turn(messages[index].content, text, piece) for index, text, piece in zip(answers, finished, pieces, strict=True)
-    )
-    return full[: starts[0]], tuple(turns)
+    answers = list(enumerate((index for index, row in enumerate(rows) if row["role"] == "assistant"), 1))
+    text = template.render(rows, **switches)
+    turns, problems = [], {}
+    for number, index in answers[-1:] if last_only else answers:
+        prompt = template.render(rows[:index], add_generation_prompt=True, **switches)
+        alone = template.render(rows[: index + 1], **switches) if index + 1 < len(rows) else text
+        problem = _difference(alone, prompt, number, "once finished")
+        problem = problem or _difference(text, prompt, number, "once later messages follow")
+        if problem:
+            problems[number] = problem
+        else:
+            turns.append(Turn(number, index, len(prompt), alone[len(prompt) :]))
+    return Script(text, tuple(turns), problems)
 
 
-def _require_start(text: str, prompt: str, number: int, when: str) -> None:
+def text_behind(rows: Rows, switches: dict[str, Any], template: ChatTemplate) -> str:
+    """What the template writes behind the last message once the user speaks: where it ends a turn by the next one."""
+    before = template.render(rows, **switches)
+    after = template.render([*rows, {"role": "user", "content": "x"}], **switches)
+    return after.removeprefix(before) if after.startswith(before) else ""
+
+
+def _difference(text: str, prompt: str, number: int, when: str) -> str:
+    """Why `text` does not begin with `prompt`; empty if it does."""
     if text.startswith(prompt):
-        return
+        return ""
     differing = (index for index, (one, other) in enumerate(zip(text, prompt, strict=False)) if one != other)
     same = next(differing, len(text))
-    raise DataError(
+    return (
         f"the chat template opens answer {number} with {prompt[same : same + 40]!r} but writes it, {when}, as "
-        f"{text[same : same + 40]!r}, so it can't be trained as it is generated; use a base with another template, "
-        "or prompt and completion."
+        f"{text[same : same + 40]!r}, so it can't be trained as it is generated; give the template other options "
+        "(--template-option enable_thinking=false, where it has that one), another --chat-template, or prompt and "
+        "completion."
     )

@@ -1,6 +1,6 @@
 """The GGUF container: open a base safely, know which one it is, read and write adapters."""
 
-from gguflora.gguf.adapter import Adapter, Pair, check_fits, read_adapter, write_adapter
+from gguflora.gguf.adapter import Adapter, ChatSetting, Pair, check_fits, read_adapter, write_adapter
 from gguflora.gguf.file import GgufFile, TensorInfo
 from gguflora.gguf.format import BLOCKS, GgmlType, ValueType
 from gguflora.gguf.identity import Identity, cache_folder, identity_of, remembered_paths
@@ -11,6 +11,7 @@ from gguflora.gguf.writer import Tensor, f32, write_gguf
 __all__ = [
     "BLOCKS",
     "Adapter",
+    "ChatSetting",
     "GgmlType",
     "GgufFile",
     "Identity",

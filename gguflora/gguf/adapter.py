@@ -5,12 +5,14 @@ Format (llama.cpp src/llama-adapter.cpp:151-423): `general.type` = adapter, `gen
 `<base tensor>.lora_a` (rank, in) and `<base tensor>.lora_b` (out, rank). llama.cpp multiplies by alpha / rank.
 Alpha 0 would mean "scale 1" there, so it is never written.
 
-Keys of our own, which llama.cpp ignores, say which base the adapter belongs to. There is no time, host or path in
+Keys of our own, which llama.cpp ignores, say which base the adapter belongs to, and with which template and options
+conversations were rendered, where it was not the base's template alone. There is no time, host or path in
 the file: the same training gives the same bytes.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ _A, _B = ".lora_a", ".lora_b"
 _MAX_ALPHA = float(np.finfo(np.float32).max)
 _MIN_ALPHA = float(np.finfo(np.float32).tiny)
 _SHA256 = re.compile("[0-9a-f]{64}")
+_CHAT_KEYS = {"options": "gguflora.template.options", "template": "gguflora.template.sha256"}
 _BASE_KEYS = {
     "base": "gguflora.base.sha256",
     "tokenizer": "gguflora.base.tokenizer.sha256",
@@ -53,18 +56,33 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class ChatSetting:
+    """How conversations were rendered in training, where it was not the base's template as it is.
+
+    Attributes:
+        options: the switches that the template was given, as a JSON object; empty for none.
+        template: SHA-256, in hex, of the text of another template; empty for the base's own.
+    """
+
+    options: str = ""
+    template: str = ""
+
+
+@dataclass(frozen=True)
 class Adapter:
     """What an adapter file holds.
 
     Attributes:
         pairs: by the base tensor's name, e.g. blk.0.attn_q.weight.
         base: the identity of the base it was trained on; None in adapters of other programs.
+        chat: how conversations were rendered; serve the adapter with the same.
     """
 
     architecture: str
     alpha: float
     pairs: Mapping[str, Pair]
     base: Identity | None = None
+    chat: ChatSetting = ChatSetting()
 
 
 def write_adapter(path: Path, adapter: Adapter) -> None:
@@ -85,6 +103,9 @@ def write_adapter(path: Path, adapter: Adapter) -> None:
     if adapter.base:
         for field, key in _BASE_KEYS.items():
             metadata[key] = (ValueType.STRING, getattr(adapter.base, field))
+    for field, key in _CHAT_KEYS.items():
+        if value := getattr(adapter.chat, field):
+            metadata[key] = (ValueType.STRING, value)
     tensors = []
     for name, pair in adapter.pairs.items():
         tensors += [f32(name + _A, pair.lora_a), f32(name + _B, pair.lora_b)]
@@ -105,7 +126,7 @@ def read_adapter(path: Path) -> Adapter:
         raise FileError(
             f"{path} is an activated LoRA, which acts after certain tokens alone: give a plain LoRA adapter."
         )
-    adapter = Adapter(gguf.architecture, _read_alpha(gguf), _read_pairs(gguf), _read_base(gguf))
+    adapter = Adapter(gguf.architecture, _read_alpha(gguf), _read_pairs(gguf), _read_base(gguf), _read_chat(gguf))
     _check(path, adapter)
     return adapter
 
@@ -160,6 +181,22 @@ def _read_base(gguf: GgufFile) -> Identity | None:
         if not isinstance(value, str) or not _SHA256.fullmatch(value):
             raise _invalid(gguf.path, f"{_BASE_KEYS[field]} is missing or not a SHA-256 in hex")
     return Identity(**{field: str(value) for field, value in hashes.items()})
+
+
+def _read_chat(gguf: GgufFile) -> ChatSetting:
+    options, template = (gguf.metadata.get(key, "") for key in _CHAT_KEYS.values())
+    if not isinstance(options, str) or (options and not _is_json_object(options)):
+        raise _invalid(gguf.path, f"{_CHAT_KEYS['options']} is not a JSON object")
+    if not isinstance(template, str) or (template and not _SHA256.fullmatch(template)):
+        raise _invalid(gguf.path, f"{_CHAT_KEYS['template']} is not a SHA-256 in hex")
+    return ChatSetting(options, template)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _read_pairs(gguf: GgufFile) -> dict[str, Pair]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gguflora.arch import LinearSpec
-from gguflora.gguf import Adapter, Identity, Pair
+from gguflora.gguf import Adapter, ChatSetting, Identity, Pair
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,19 @@ def new_pairs(targets: Iterable[LinearSpec], rank: int, seed: int) -> dict[str, 
     return pairs
 
 
-def to_adapter(pairs: Pairs, architecture: str, alpha: float, base: Identity) -> Adapter:
+def to_adapter(
+    pairs: Pairs,
+    architecture: str,
+    alpha: float,
+    base: Identity,
+    chat: ChatSetting = ChatSetting(),  # noqa: B008 (frozen)
+) -> Adapter:
     """The pairs as an adapter file holds them."""
     arrays = {
         name: Pair(pair.lora_a.detach().numpy().copy(), pair.lora_b.detach().numpy().copy())
         for name, pair in pairs.items()
     }
-    return Adapter(architecture, float(np.float32(alpha)), arrays, base)
+    return Adapter(architecture, float(np.float32(alpha)), arrays, base, chat)
 
 
 def from_adapter(adapter: Adapter) -> dict[str, LoraPair]:

@@ -80,9 +80,11 @@ class ConsoleReport:
         for line in lines_of(event):
             self._print(line)
 
-    def next_steps(self, model: Path, data: Sequence[str | Path], finished: Finished) -> None:
+    def next_steps(
+        self, model: Path, data: Sequence[str | Path], finished: Finished, *, serve: str = "", own: str = ""
+    ) -> None:
         """Show the commands that make sense after a run."""
-        for line in next_steps(model, data, finished):
+        for line in next_steps(model, data, finished, serve=serve, own=own):
             self._print(line)
 
     def _print(self, line: str) -> None:
@@ -151,13 +153,17 @@ def lines_of(event: Event) -> list[str]:
             return [_short(event)]
 
 
-def next_steps(model: Path, data: Sequence[str | Path], finished: Finished) -> list[str]:
+def next_steps(
+    model: Path, data: Sequence[str | Path], finished: Finished, *, serve: str = "", own: str = ""
+) -> list[str]:
     """The files that a run made, and commands to use next, ready to paste; in rich's markup.
 
     Args:
         model: as the user named it.
         data: likewise, with the options that say how to read it.
         finished: how the run ended.
+        serve: options of llama-server that make it render conversations as in training.
+        own: the same as options of our commands.
     """
     if finished.adapter is None:
         return []
@@ -165,14 +171,15 @@ def next_steps(model: Path, data: Sequence[str | Path], finished: Finished) -> l
         return ["", "Go on with the same command and --resume."]
     folder = Path(finished.adapter).parent
     base, adapter = _quoted(model), _quoted(finished.adapter)
+    serve, own = (_text(f" {options}" if options else "") for options in (serve, own))
     return [
         "",
         *_files(folder),
         "",
         "Next:",
-        f"  llama-server -m {base} --lora {adapter}",
-        f"  gguflora generate {base} --lora {adapter} 'your prompt'",
-        f"  gguflora eval {base} {' '.join(_quoted(path) for path in data)} --lora {adapter}",
+        f"  llama-server -m {base} --lora {adapter}{serve}",
+        f"  gguflora generate {base} --lora {adapter}{own} 'your prompt'",
+        f"  gguflora eval {base} {' '.join(_quoted(path) for path in data)} --lora {adapter}{own}",
     ]
 
 
@@ -255,6 +262,9 @@ def _data(event: DataReady) -> list[str]:
     for reason, count in event.skipped.items():
         first = ", ".join(event.skipped_examples[reason])
         lines.append(f"          [yellow]skipped {count}[/]: {_text(reason)} ({_text(first)})")
+    for what, count in event.altered.items():
+        first = ", ".join(event.altered_examples[what])
+        lines.append(f"          [yellow]changed {count}[/]: {_text(what)} ({_text(first)})")
     return lines
 
 

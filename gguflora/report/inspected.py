@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gguflora.gguf import Identity
+from gguflora.gguf import ChatSetting, Identity
 from gguflora.report.text import harmless
 
 _INDENT = 12  # characters before a line's text
@@ -155,6 +155,7 @@ class AdapterFacts:
     Attributes:
         base: the base's identity; None in adapters of other programs.
         base_files: files on this machine that are known to be that base.
+        chat: how conversations were rendered in training.
     """
 
     file: FileFacts
@@ -162,6 +163,7 @@ class AdapterFacts:
     ranks: tuple[int, ...]
     base: Identity | None
     base_files: tuple[str, ...]
+    chat: ChatSetting
     stems: tuple[StemFacts, ...]
     pairs: tuple[PairFacts, ...]
 
@@ -206,6 +208,9 @@ def _adapter(facts: AdapterFacts, pairs: bool) -> Iterator[tuple[str, list[str]]
     ranks = ", ".join(map(str, facts.ranks))
     yield "Adapter", [f"{len(facts.pairs)} pairs, rank {ranks}, alpha {facts.alpha:g}"]
     yield "Base", _base(facts)
+    if facts.chat.options or facts.chat.template:
+        other = f", another template: {facts.chat.template[:_SHORT_HASH]}" if facts.chat.template else ""
+        yield "Chat", [f"trained with template options {facts.chat.options or 'none'}{other}; serve it with the same"]
     yield "Norms", _table(facts.stems)
     if pairs:
         yield "Pairs", _pair_table(facts.pairs)

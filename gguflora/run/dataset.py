@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gguflora.config import DataConfig
 from gguflora.data import (
+    Conversation,
     Encoded,
     Example,
     Prepared,
@@ -18,6 +19,7 @@ from gguflora.data import (
     prepare,
     train_validation_split,
 )
+from gguflora.errors import DataError
 from gguflora.events import DataReady, FirstExample
 from gguflora.run.opening import Base
 
@@ -46,7 +48,7 @@ def make_dataset(
     """Split (unless `validation` is given), tokenise and mask.
 
     Raises:
-        DataError: an example can't be encoded, or none is left to train.
+        DataError: an example can't be encoded, none is left to train, or no answer's end is trained.
     """
     if validation is not None:
         train, source = list(examples), "given"
@@ -57,14 +59,14 @@ def make_dataset(
             share = default_validation_share(len(examples))
             source = source if share else "none below 100 examples"
         train, validation = train_validation_split(examples, share, seed)
-    return Dataset(
-        train=prepare(train, base.tokenizer, base.template, config.max_length),
-        validation=prepare(validation, base.tokenizer, base.template, config.max_length)
-        if validation
-        else Prepared((), {}),
+    dataset = Dataset(
+        train=_prepared(base, train, config),
+        validation=_prepared(base, validation, config) if validation else Prepared((), {}),
         validation_from=source,
         overlap=overlap_count(train, validation),
     )
+    _require_endings(train, dataset.train)
+    return dataset
 
 
 def data_ready(dataset: Dataset, bad_records: Sequence[str] = ()) -> DataReady:
@@ -74,10 +76,10 @@ def data_ready(dataset: Dataset, bad_records: Sequence[str] = ()) -> DataReady:
         dataset: as it is trained.
         bad_records: a sentence, which begins with the place, about each record that could not be used.
     """
-    skipped = {BAD_RECORD: [sentence.rstrip(".") for sentence in bad_records]} if bad_records else {}
-    for part in (dataset.train, dataset.validation):
-        for reason, sources in part.skipped.items():
-            skipped.setdefault(reason, []).extend(sources)
+    parts = (dataset.train, dataset.validation)
+    bad = {BAD_RECORD: [sentence.rstrip(".") for sentence in bad_records]} if bad_records else {}
+    skipped = bad | together(part.skipped for part in parts)
+    altered = together(part.altered for part in parts)
     encoded = dataset.train.encoded
     lengths = sorted(len(example.tokens) for example in encoded)
     return DataReady(
@@ -89,6 +91,8 @@ def data_ready(dataset: Dataset, bad_records: Sequence[str] = ()) -> DataReady:
         train_tokens=sum(lengths),
         trained_tokens=int(sum((example.labels >= 0).sum() for example in encoded)),
         lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
+        altered={what: len(sources) for what, sources in altered.items()},
+        altered_examples={what: sources[:_NAMED] for what, sources in altered.items()},
     )
 
 
@@ -101,6 +105,40 @@ def first_example(base: Base, encoded: Encoded) -> FirstExample:
         for tokens, mask in zip(np.split(encoded.tokens, borders), np.split(trained, borders), strict=True)
     ]
     return FirstExample(encoded.source, pieces)
+
+
+def _prepared(base: Base, examples: Sequence[Example], config: DataConfig) -> Prepared:
+    return prepare(
+        examples,
+        base.tokenizer,
+        base.template,
+        config.max_length,
+        train_on=config.train_on,
+        overlong=config.overlong,
+    )
+
+
+def _require_endings(examples: Sequence[Example], prepared: Prepared) -> None:
+    """Refuse conversations none of which trains a token that ends an answer: the model would never stop.
+
+    Raises:
+        DataError: that is so; names the first.
+    """
+    conversations = any(isinstance(example.content, Conversation) for example in examples)
+    if conversations and len(prepared.endless) == len(prepared.encoded):
+        raise DataError(
+            f"No example trains a token that ends an answer (the first is {prepared.endless[0]}), so the model would "
+            "never learn to stop; raise --max-length, or use --overlong drop or truncate-left."
+        )
+
+
+def together(parts: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
+    """The sources of all parts by reason."""
+    found: dict[str, list[str]] = {}
+    for part in parts:
+        for reason, sources in part.items():
+            found.setdefault(reason, []).extend(sources)
+    return found
 
 
 def encoded_hash(encoded: Sequence[Encoded]) -> str:

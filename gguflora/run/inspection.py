@@ -81,6 +81,7 @@ def _adapter(gguf: GgufFile) -> AdapterFacts:
         ranks=tuple(sorted({pair.rank for pair in pairs})),
         base=adapter.base,
         base_files=tuple(map(str, remembered_paths(adapter.base.base))) if adapter.base else (),
+        chat=adapter.chat,
         stems=stem_facts(pairs),
         pairs=pairs,
     )

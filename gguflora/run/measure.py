@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +10,32 @@ from typing import Any
 
 import torch
 
+from gguflora.config import TemplateConfig
 from gguflora.data import Example, prepare
 from gguflora.errors import UsageError
-from gguflora.gguf import check_fits, read_adapter
+from gguflora.gguf import Adapter, check_fits, read_adapter
 from gguflora.kernels.operations import choose_operations
 from gguflora.model import Decoder, Workspace, from_adapter, load_decoder, with_pairs
 from gguflora.run.opening import Base, open_base
 from gguflora.run.setting import bound_product_caches, set_threads
+from gguflora.run.template import with_adapters_setting
 from gguflora.train import Method, evaluate
 
 MICRO_BATCH_TOKENS = 2048
 
+_log = logging.getLogger(__name__)
 
-def measure(model: Path, examples: Sequence[Example], lora: Path | None, scale: float) -> dict[str, Any]:
+
+def measure(
+    model: Path,
+    examples: Sequence[Example],
+    lora: Path | None,
+    scale: float,
+    config: TemplateConfig = TemplateConfig(),  # noqa: B008 (frozen)
+) -> dict[str, Any]:
     """The mean nll of the trained tokens of `examples`.
+
+    The template and its options are those of `config`; where it has none, those that the adapter was trained with.
 
     Returns:
         nll, tokens (how many), perplexity, examples; and model, lora, scale, skipped.
@@ -30,12 +43,17 @@ def measure(model: Path, examples: Sequence[Example], lora: Path | None, scale: 
     Raises:
         GgufloraError: a file can't be used, or the adapter belongs to another base.
     """
-    base = open_base(model)
+    adapter = read_adapter(lora) if lora else None
+    if lora and adapter:
+        config = with_adapters_setting(config, lora, adapter.chat)
+    base = open_base(model, config)
+    if base.template.notice:
+        _log.warning("%s", base.template.notice)
     prepared = prepare(examples, base.tokenizer, base.template, base.spec.context_length)
     set_threads(None)
     bound_product_caches()
     measured = evaluate(
-        _decoder(base, lora, scale),
+        _decoder(base, lora, adapter, scale),
         prepared.encoded,
         MICRO_BATCH_TOKENS,
         Method(Workspace(MICRO_BATCH_TOKENS, choose_operations(torch.float32, "auto")[0])),
@@ -52,12 +70,11 @@ def measure(model: Path, examples: Sequence[Example], lora: Path | None, scale: 
     }
 
 
-def _decoder(base: Base, lora: Path | None, scale: float) -> Decoder:
+def _decoder(base: Base, lora: Path | None, adapter: Adapter | None, scale: float) -> Decoder:
     if not math.isfinite(scale):
         raise UsageError(f"--scale must be a finite number, not {scale}.")
-    if lora is None:
+    if lora is None or adapter is None:
         return load_decoder(base.gguf, base.spec, torch.float32)
-    adapter = read_adapter(lora)
     check_fits(lora, adapter, base.gguf, base.identity)
     decoder = load_decoder(base.gguf, base.spec, torch.float32)
     ranks = {pair.rank for pair in adapter.pairs.values()}

@@ -8,9 +8,11 @@ from math import prod
 from pathlib import Path
 
 from gguflora.arch import ModelSpec, check_types, model_spec
+from gguflora.config import TemplateConfig
 from gguflora.events import ModelLoaded
 from gguflora.gguf import GgufFile, Identity, identity_of, open_gguf
-from gguflora.tokenizer import ChatTemplate, Tokenizer, load_template, load_tokenizer
+from gguflora.run.template import open_template
+from gguflora.tokenizer import ChatTemplate, Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,18 @@ class Base:
     identity: Identity
 
 
-def open_base(path: Path) -> Base:
-    """Open a model file and check that all of it is understood.
+def open_base(path: Path, config: TemplateConfig = TemplateConfig()) -> Base:  # noqa: B008 (frozen)
+    """Open a model file and check that all of it is understood; `config` says which template conversations get.
 
     Raises:
+        UsageError: the template that was asked for can't be used.
         FileError: the file is damaged or incomplete.
         ModelError: its architecture, a tensor or a type is not supported.
     """
     gguf = open_gguf(path)
     spec = model_spec(gguf)
     check_types(gguf)
-    return Base(gguf, spec, load_tokenizer(gguf), load_template(gguf), identity_of(gguf))
+    return Base(gguf, spec, load_tokenizer(gguf), open_template(gguf, config, warn=False), identity_of(gguf))
 
 
 def model_loaded(base: Base) -> ModelLoaded:

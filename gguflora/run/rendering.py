@@ -1,8 +1,9 @@
 """What `gguflora render` does: the text of a conversation, as llama-server's /apply-template gives it. No torch here.
 
-Of a message llama-server reads role and content, and fields for tools and reasoning, which are refused here; whatever
-else a message has it leaves out, and so do we (common_chat_msgs_parse_oaicompat, llama.cpp common/chat.cpp:373).
-A last message of the assistant is not closed: it is what the model shall go on from
+Of a message llama-server reads role, content, reasoning_content, tool_calls, name and tool_call_id, and tools beside
+the messages; whatever else a message has it leaves out, and so do we (common_chat_msgs_parse_oaicompat, llama.cpp
+common/chat.cpp:373). What else a request may have is refused here: options of the template are given on the command
+line. A last message of the assistant is not closed: it is what the model shall go on from
 (tools/server/server-common.cpp:1326, common/chat-auto-parser-generator.cpp:45).
 """
 
@@ -10,20 +11,26 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from gguflora.config import TemplateConfig
 from gguflora.data.json_records import STRICT
+from gguflora.data.tools import read_tool_calls, read_tools
 from gguflora.errors import DataError
 from gguflora.gguf import open_gguf
-from gguflora.tokenizer import ChatTemplate, load_template
+from gguflora.run.template import open_template
+from gguflora.tokenizer import ChatTemplate
+
+T = TypeVar("T")
 
 STANDARD_INPUT = Path("-")
 MAX_FILE = 64 * 2**20  # bytes
 
 _BOM = b"\xef\xbb\xbf"
 _NOT_YET_IN_REQUEST = (
-    "tools",
     "functions",
     "tool_choice",
     "chat_template",
@@ -36,20 +43,34 @@ _NOT_YET_IN_REQUEST = (
     "json_schema",
     "grammar",
 )
-_NOT_YET_IN_MESSAGE = ("tool_calls", "tool_call_id", "name", "reasoning_content")
 _REASONING = ("think", "reasoning")  # what a template that writes a block of thoughts has in it
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
-def render(model: Path, messages: Path, *, generation_prompt: bool) -> str:
+@dataclass(frozen=True)
+class Chat:
+    """A conversation as templates read it: its messages, and what else they are given (tools)."""
+
+    messages: list[Message]
+    switches: dict[str, Any]
+
+
+def render(
+    model: Path,
+    messages: Path,
+    *,
+    generation_prompt: bool,
+    config: TemplateConfig = TemplateConfig(),  # noqa: B008 (frozen)
+) -> str:
     """The text that `model` would be given for the conversation in the file `messages`.
 
     Args:
         model: GGUF file; one that holds a vocabulary and a template alone will do.
-        messages: JSON file with a list of messages, or an object that has them under the key messages; STANDARD_INPUT
-            reads standard input.
+        messages: JSON file with a list of messages, or an object that has them under the key messages, and tools if
+            any; STANDARD_INPUT reads standard input.
         generation_prompt: end where the assistant's answer starts.
+        config: which template, and what it is told.
 
     Raises:
         DataError: the file holds no such messages, or the template refuses them.
@@ -57,15 +78,15 @@ def render(model: Path, messages: Path, *, generation_prompt: bool) -> str:
         ModelError: its tokenizer is not supported.
     """
     name = "standard input" if messages == STANDARD_INPUT else str(messages)
-    conversation = read_messages(_read(messages, name), name)
-    template = load_template(open_gguf(model))
-    if not (conversation and conversation[-1]["role"] == "assistant"):
-        return template.render(conversation, add_generation_prompt=generation_prompt)
-    return _continued(template, conversation, name)
+    chat = read_chat(_read(messages, name), name)
+    template = open_template(open_gguf(model), config)
+    if not (chat.messages and chat.messages[-1]["role"] == "assistant"):
+        return template.render(chat.messages, add_generation_prompt=generation_prompt, **chat.switches)
+    return _continued(template, chat, name)
 
 
-def read_messages(data: bytes, name: str) -> list[Message]:
-    """The messages in JSON text, with role and content alone.
+def read_chat(data: bytes, name: str) -> Chat:
+    """The messages and tools in JSON text.
 
     Args:
         data: a list of messages, or an object that has them under the key messages.
@@ -75,31 +96,35 @@ def read_messages(data: bytes, name: str) -> list[Message]:
         DataError: it is no JSON, or not as said above.
     """
     value = _decode(data, name)
+    tools: tuple[str, ...] = ()
     if isinstance(value, dict):
         _refuse(value, _NOT_YET_IN_REQUEST, name)
+        tools = _named(name, lambda given: read_tools(given or ()), value.get("tools"))
         value = value.get("messages")
     if not isinstance(value, list):
         raise DataError(f"{name} has no list of messages: give one, or an object that has it under the key messages.")
-    return [_message(message, f"{name}, message {number}") for number, message in enumerate(value, 1)]
+    messages = [_message(message, f"{name}, message {number}") for number, message in enumerate(value, 1)]
+    return Chat(messages, {"tools": [json.loads(tool) for tool in tools]} if tools else {})
 
 
-def _continued(template: ChatTemplate, conversation: list[Message], name: str) -> str:
+def _continued(template: ChatTemplate, chat: Chat, name: str) -> str:
     """The conversation up to its last message, what opens an answer, and the last message's text, left open."""
-    *before, last = conversation
+    *before, last = chat.messages
     if before and before[-1]["role"] == "assistant":
         raise DataError(
             f"{name} ends with two messages of the assistant: llama-server takes one at most, so join them."
         )
-    if any(mark in template.source for mark in _REASONING):
+    if last.keys() - {"role", "content"} or any(mark in template.source for mark in _REASONING):
         raise DataError(
-            f"{name} ends with a message of the assistant, which can't be continued yet with a template that writes "
-            f"reasoning: leave the message out."
+            f"{name} ends with a message of the assistant, which can't be continued yet where it calls tools or where "
+            "the template writes reasoning: leave the message out."
         )
-    closed = template.render(before)
+    closed = template.render(before, **chat.switches)
     if not last["content"]:
         return closed
-    opened = template.render(before, add_generation_prompt=True)
-    return closed + opened[_common_length(closed, opened) :] + last["content"]
+    opened = template.render(before, add_generation_prompt=True, **chat.switches)
+    content: str = last["content"]
+    return closed + opened[_common_length(closed, opened) :] + content
 
 
 def _common_length(a: str, b: str) -> int:
@@ -138,12 +163,29 @@ def _decode(data: bytes, name: str) -> Any:
 def _message(message: object, where: str) -> Message:
     if not isinstance(message, dict):
         raise DataError(f"{where}, is no object: give it role and content.")
-    _refuse(message, _NOT_YET_IN_MESSAGE, where)
-    missing = [key for key in ("role", "content") if key not in message]
+    calls = _named(where, lambda given: read_tool_calls(given or ()), message.get("tool_calls"))
+    needed = ("role",) if calls else ("role", "content")
+    missing = [key for key in needed if key not in message]
     if missing:
         raise DataError(f"{where}, has no {' and no '.join(missing)}: give it both.")
-    content = "" if message["content"] is None else message["content"]  # as llama-server
-    return {"role": _text(message["role"], "role", where), "content": _text(content, "content", where)}
+    row: Message = {"role": _text(message["role"], "role", where), "content": _optional(message, "content", where)}
+    for key in ("reasoning_content", "name", "tool_call_id"):
+        row[key] = _optional(message, key, where)
+    row["tool_calls"] = [call.record() for call in calls]
+    return {key: value for key, value in row.items() if value or key in ("role", "content")}
+
+
+def _named(where: str, read: Callable[[object], T], value: object) -> T:
+    """What `read` makes of a value; its errors say where the value stands."""
+    try:
+        return read(value)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _optional(message: dict[str, Any], key: str, where: str) -> str:
+    """A text that may be absent or null, which is as good as empty, as in llama-server."""
+    return "" if message.get(key) is None else _text(message[key], key, where)
 
 
 def _text(value: object, key: str, where: str) -> str:

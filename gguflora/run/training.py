@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from gguflora import llamacpp
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
-from gguflora.data import Encoded, Example
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
+from gguflora.data import Conversation, Encoded, Example
 from gguflora.errors import GgufloraError
 from gguflora.events import Event, Finished, Planned, Warned
+from gguflora.gguf import ChatSetting
 from gguflora.kernels.operations import Operations
 from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pairs
 from gguflora.report import append_metrics, keep_metrics_until
@@ -30,6 +31,7 @@ from gguflora.run.initial import file_hash, initial_pairs
 from gguflora.run.opening import Base, model_loaded, open_base
 from gguflora.run.setting import bound_product_caches, environment, set_threads
 from gguflora.run.start import Start, resumed_start
+from gguflora.run.template import chat_setting
 from gguflora.run.verify import answers, verify
 from gguflora.train import Checkpoints, Job, State, first_batch, new_state, summary, train
 
@@ -56,6 +58,7 @@ class Request:
     training: TrainingConfig
     output_dir: Path | None
     compute: ComputeConfig = ComputeConfig()  # noqa: RUF009 (frozen)
+    template: TemplateConfig = TemplateConfig()  # noqa: RUF009 (frozen)
     resume: bool = False
     stop: Callable[[], str | None] = lambda: None
     init_adapter: Path | None = None
@@ -73,6 +76,7 @@ class Setup:
         record: what run.json will hold.
         decoder: the base without pairs.
         operations: what runs between the products; None for the reference.
+        chat: what adapter files say of the template.
     """
 
     base: Base
@@ -82,15 +86,17 @@ class Setup:
     record: dict[str, Any]
     decoder: Decoder
     operations: Operations | None
+    chat: ChatSetting
 
 
 @dataclass
 class Outcome:
-    """What a run leaves in memory, filled in when training starts: the state, the base it is for, its alpha."""
+    """What a run leaves in memory, filled in when training starts: the state, and what an adapter says beside it."""
 
     state: State | None = None
     base: Base | None = None
     alpha: float | None = None
+    chat: ChatSetting = ChatSetting()  # noqa: RUF009 (frozen)
 
 
 def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
@@ -104,21 +110,28 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     folder = None if request.dry_run else request.output_dir
     if folder:
         check_folder(folder, request.resume)
-    base = open_base(request.model)
+    base = open_base(request.model, request.template)
     lora, pairs = initial_pairs(base, request.lora, request.training.seed, request.init_adapter)
     opened = model_loaded(base)
     yield opened
     dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed)
-    about_data = _about_data(base, dataset, request.bad_records)
+    about_data = _about_data(request, base, dataset)
     yield from about_data
     old = read_record(folder) if folder and request.resume else None
     bound_product_caches()
     choices = choose(request.compute, base.spec, set_threads(request.training.threads), old)
     decoder = load_decoder(base.gguf, base.spec, choices.dtype, choices.packed)
     setup = Setup(
-        base, dataset, lora, pairs, _record(request, base, dataset, lora, choices), decoder, choices.operations
+        base=base,
+        dataset=dataset,
+        lora=lora,
+        pairs=pairs,
+        record=_record(request, base, dataset, lora, choices),
+        decoder=decoder,
+        operations=choices.operations,
+        chat=chat_setting(request.template),
     )
-    outcome.base, outcome.alpha = base, lora.file_alpha
+    outcome.base, outcome.alpha, outcome.chat = base, lora.file_alpha, setup.chat
     if request.dry_run:
         yield from _dry_run(request, setup)
         return
@@ -130,10 +143,12 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
         yield from _recorded(request, folder, setup, outcome, [opened, *about_data])
 
 
-def _about_data(base: Base, dataset: Dataset, bad_records: Sequence[str]) -> list[Event]:
+def _about_data(request: Request, base: Base, dataset: Dataset) -> list[Event]:
     overlap = f"{dataset.overlap} validation examples are trained as well: their loss measures memory."
     warned = [Warned(overlap)] if dataset.overlap else []
-    return [data_ready(dataset, bad_records), *warned, first_example(base, dataset.train.encoded[0])]
+    if base.template.notice and any(isinstance(example.content, Conversation) for example in request.examples):
+        warned.append(Warned(base.template.notice))
+    return [data_ready(dataset, request.bad_records), *warned, first_example(base, dataset.train.encoded[0])]
 
 
 def _recorded(request: Request, folder: Path, setup: Setup, outcome: Outcome, told: list[Event]) -> Iterator[Event]:
@@ -168,7 +183,9 @@ def _dry_run(request: Request, setup: Setup) -> Iterator[Event]:
 
 def _train_or_report(request: Request, folder: Path, setup: Setup, start: Start) -> Iterator[Event]:
     """Train and check; of a run that is finished already, do what is missing of its report."""
-    checkpoints = Checkpoints(folder, setup.base.gguf.architecture, setup.lora.file_alpha, setup.base.identity)
+    checkpoints = Checkpoints(
+        folder, setup.base.gguf.architecture, setup.lora.file_alpha, setup.base.identity, setup.chat
+    )
     state, dataset = start.state, setup.dataset
     training = [summary(state, checkpoints, None)] if state.finished else _train(request, setup, state, checkpoints)
     for event in training:
@@ -178,7 +195,8 @@ def _train_or_report(request: Request, folder: Path, setup: Setup, start: Start)
         finished = _served(event, dataset)
         if finished.adapter and not (finished.stopped_by or start.reported):
             chosen = dataset.validation.encoded or dataset.train.encoded
-            yield from _check_in_llamacpp(setup.base, Path(finished.adapter), chosen, request.stop)
+            ask = request.data.train_on != "everything"  # what is trained then has no prompt
+            yield from _check_in_llamacpp(setup.base, Path(finished.adapter), chosen, request.stop, ask=ask)
         yield finished
 
 
@@ -211,7 +229,7 @@ def _served(finished: Finished, dataset: Dataset) -> Finished:
 
 
 def _check_in_llamacpp(
-    base: Base, adapter: Path, encoded: Sequence[Encoded], stop: Callable[[], str | None]
+    base: Base, adapter: Path, encoded: Sequence[Encoded], stop: Callable[[], str | None], *, ask: bool
 ) -> Iterator[Event]:
     if not llamacpp.available():
         yield Warned("not verified in llama.cpp: install it with pip install 'gguflora[llamacpp]'.")
@@ -221,7 +239,7 @@ def _check_in_llamacpp(
         return
     try:
         yield verify(base, adapter, encoded)
-        yield from [] if stop() else answers(base, adapter, encoded)
+        yield from [] if stop() or not ask else answers(base, adapter, encoded)
     except GgufloraError as error:  # as above: only the check could not be made
         yield Warned(f"the check in llama.cpp could not be made: {error}")
 
@@ -244,11 +262,13 @@ def _record(request: Request, base: Base, dataset: Dataset, lora: LoraConfig, ch
     """What run.json holds: everything that the result depends on."""
     best = "validation loss" if dataset.validation.encoded else "training loss of an epoch (nothing to validate on)"
     adapter = request.init_adapter
+    chat = dataclasses.asdict(chat_setting(request.template))
     return {
         "model": {"path": str(base.gguf.path), "name": model_loaded(base).name} | dataclasses.asdict(base.identity),
         "data": {
             "train": encoded_hash(dataset.train.encoded),
             "validation": encoded_hash(dataset.validation.encoded),
+            **{f"template {name}": value for name, value in chat.items() if value},
         },
         "lora": dataclasses.asdict(lora)
         | {"target": list(lora.target), "init_adapter": file_hash(adapter) if adapter else None},

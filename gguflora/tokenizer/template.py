@@ -1,42 +1,31 @@
 """The chat template that the GGUF carries: messages -> the text that llama-server would give the model.
 
-Source: common/chat.cpp in llama.cpp, as vendored in llama-cpp-python 0.3.36; numbers are its lines. llama-server also
-rewrites messages for templates that know no system role, that want content in parts or tool arguments as objects
-(1242, 1277-1291), and has code of its own for some families (1090); that is left out: such a template refuses, or gets
-the messages as they are.
+Source: common/chat.cpp in llama.cpp, as vendored in llama-cpp-python 0.3.36; numbers are its lines. Messages are
+rewritten as there for templates that know no system role or want tool arguments as objects (1277-1291,
+capabilities.py). llama-server also rewrites them for templates that want content in parts (1242), and has code of its
+own for some families (1090); that is left out: such a template refuses, or gets the messages as they are.
 """
 
 from __future__ import annotations
 
 import datetime
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gguflora.errors import DataError, FileError, UsageError
-from gguflora.gguf import GgufFile
-from gguflora.tokenizer.vocabulary import Vocabulary, read_vocabulary
+from gguflora.errors import DataError, UsageError
+from gguflora.tokenizer.capabilities import (
+    takes_system_message,
+    wants_argument_objects,
+    with_argument_objects,
+    with_system_in_next,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-_log = logging.getLogger(__name__)
-
-MAX_TEMPLATE = 2**20  # bytes
 MAX_MESSAGE_DEPTH = 64
-
-_KEY = "tokenizer.chat_template"
-
-CHATML = """\
-{%- for message in messages -%}
-  {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-  {{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}"""
-"""What llama.cpp takes for a model without a template (715)."""
 
 # (a text that marks the family, part of the line, the line): llama.cpp turns these conditions off (790, 801).
 _TURNED_OFF = (
@@ -65,6 +54,9 @@ class ChatTemplate:
         now: the clock that the template sees: the same for every rendering.
         bos_token, eos_token: texts of these tokens, empty where the model has none.
         add_bos, add_eos: whether tokenizing adds them, so that they are taken off the text.
+        switches: variables that every rendering gets, such as enable_thinking.
+        absent: why there is no template to render with, and what to do; empty where there is one.
+        notice: what to warn about: that the file has no template, and which one is taken.
     """
 
     source: str
@@ -75,6 +67,9 @@ class ChatTemplate:
     eos_token: str = ""
     add_bos: bool = False
     add_eos: bool = False
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    absent: str = ""
+    notice: str = ""
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False, **switches: Any
@@ -91,24 +86,55 @@ class ChatTemplate:
             DataError: the template refuses the messages, breaks a limit, or is no valid template.
             UsageError: the template has no such switch.
         """
-        given = {name: value for name, value in switches.items() if value is not None}
+        if self.absent:
+            raise DataError(self.absent)
+        plain = [_plain(message) for message in messages]
+        if plain and plain[0].get("role") == "system" and not self._takes_system:
+            plain = with_system_in_next(plain)
+        if any("tool_calls" in message for message in plain) and self._wants_objects:
+            plain = with_argument_objects(plain)
+        return self._rendered(plain, add_generation_prompt, switches)
+
+    def check(self) -> None:
+        """Make sure that the template is valid and reads its switches.
+
+        Raises:
+            DataError: it is no valid template.
+            UsageError: it has no such switch.
+        """
+        if not self.absent:
+            self._require_known(self._program(self.source), self.switches)
+
+    @functools.cached_property
+    def _takes_system(self) -> bool:
+        return takes_system_message(lambda rows: self._rendered(rows, True, {}))
+
+    @functools.cached_property
+    def _wants_objects(self) -> bool:
+        return wants_argument_objects(lambda rows: self._rendered(rows, True, {}))
+
+    def _rendered(
+        self, rows: Sequence[dict[str, Any]], add_generation_prompt: bool, switches: Mapping[str, Any]
+    ) -> str:
+        """The text of messages that look as the template wants them."""
+        given = {name: value for name, value in (dict(self.switches) | dict(switches)).items() if value is not None}
         source = self.tool_source if self.tool_source and "tools" in given else self.source
         program = self._program(source)
+        self._require_known(program, given)
+        if "<|channel|>" not in source:  # 1273
+            rows = [row | {"role": "system"} if row.get("role") == "developer" else row for row in rows]
+        variables = self._defaults() | {name: _plain(value) for name, value in given.items()} | {"messages": rows}
+        if add_generation_prompt:  # absent otherwise (937)
+            variables["add_generation_prompt"] = True
+        return self._without_added_tokens(self._run(program, variables))
+
+    def _require_known(self, program: _Program, given: Mapping[str, Any]) -> None:
         unknown = sorted(given.keys() - program.names)
         if unknown:
             raise UsageError(
                 f"The chat template of {self.origin} does not use {', '.join(unknown)}: "
                 f"leave it out, or give one of {', '.join(sorted(program.names)) or 'none'}."
             )
-        plain = [_plain(message) for message in messages]
-        if "<|channel|>" not in source:  # 1273
-            plain = [
-                message | {"role": "system"} if message.get("role") == "developer" else message for message in plain
-            ]
-        variables = self._defaults() | {name: _plain(value) for name, value in given.items()} | {"messages": plain}
-        if add_generation_prompt:  # absent otherwise (937)
-            variables["add_generation_prompt"] = True
-        return self._without_added_tokens(self._run(program, variables))
 
     def _defaults(self) -> dict[str, Any]:
         """What llama-server lets a template see besides the messages (915, 1080)."""
@@ -149,52 +175,6 @@ class ChatTemplate:
         if self.add_eos:
             text = text.removesuffix(self.eos_token)
         return text
-
-
-def load_template(
-    gguf: GgufFile, *, vocabulary: Vocabulary | None = None, now: datetime.datetime | None = None
-) -> ChatTemplate:
-    """The chat template of an opened GGUF; llama.cpp's own (ChatML), with a warning, where it has none.
-
-    Args:
-        gguf: the base.
-        vocabulary: its vocabulary, where it has been read already.
-        now: what the template's clock shows; the time of this call if absent.
-
-    Raises:
-        FileError: the template is no text, or larger than MAX_TEMPLATE; or as `read_vocabulary`.
-        ModelError: as `read_vocabulary`.
-        DataError: the template is no valid template.
-    """
-    source, tool_source = _source(gguf, _KEY), _source(gguf, _KEY + ".tool_use")
-    if not source and not tool_source:
-        _log.warning("%s has no chat template: taking llama.cpp's default, ChatML.", gguf.path)
-    if source in ("", "chatml"):
-        source = tool_source or CHATML
-    vocabulary = vocabulary or read_vocabulary(gguf)
-    # As they stand: a control token is written so. (llama.cpp would decode an ordinary token; none is BOS in practice.)
-    bos, eos = ("" if token is None else vocabulary.tokens[token] for token in (vocabulary.bos, vocabulary.eos))
-    template = ChatTemplate(
-        source=source,
-        tool_source=tool_source or None,
-        origin=str(gguf.path),
-        now=now or datetime.datetime.now(),
-        bos_token=bos,
-        eos_token=eos,
-        add_bos=vocabulary.add_bos,
-        add_eos=vocabulary.add_eos,
-    )
-    template._program(source)  # so that a broken template is found here and not after the data is read
-    return template
-
-
-def _source(gguf: GgufFile, key: str) -> str:
-    source = gguf.metadata.get(key, "")
-    if not isinstance(source, str):
-        raise FileError(f"{gguf.path} is not valid: {key} is not text.")
-    if len(source.encode()) > MAX_TEMPLATE:
-        raise FileError(f"{gguf.path} has a chat template of more than {MAX_TEMPLATE} bytes ({key}): it is not used.")
-    return source
 
 
 @dataclass(frozen=True)

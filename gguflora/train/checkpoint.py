@@ -22,7 +22,7 @@ import safetensors.torch
 
 from gguflora.errors import FileError, MachineError
 from gguflora.events import SavedKind
-from gguflora.gguf import Identity, write_adapter
+from gguflora.gguf import ChatSetting, Identity, write_adapter
 from gguflora.model import LoraPair, to_adapter
 from gguflora.storage import write_bytes
 from gguflora.train.state import NUMBERS, State, named_parameters
@@ -38,13 +38,14 @@ class Checkpoints:
 
     Attributes:
         folder: the run's output folder.
-        architecture, alpha, base: what adapter files say beside their pairs.
+        architecture, alpha, base, chat: what adapter files say beside their pairs.
     """
 
     folder: Path
     architecture: str
     alpha: float
     base: Identity
+    chat: ChatSetting = ChatSetting()  # noqa: RUF009 (frozen)
 
     def save_adapter(self, state: State, kind: SavedKind, name: str) -> Path:
         """Write the adapter as it is under `name`; an older best adapter is removed when a better one stands.
@@ -53,7 +54,7 @@ class Checkpoints:
             MachineError: the system refused.
         """
         path = self.folder / name
-        write_adapter(path, to_adapter(state.pairs, self.architecture, self.alpha, self.base))
+        write_adapter(path, to_adapter(state.pairs, self.architecture, self.alpha, self.base, self.chat))
         if kind == "best":
             _remove(older for older in self.folder.glob("best_adapter_epoch_*.gguf") if older != path)
         return path

@@ -23,7 +23,7 @@ from gguflora.llamacpp import LlamaModel
 from tests.runs import COMMAND, command, metrics, write_dataset
 from tests.tiny import IM_END, IM_START, random_adapter, tiny_llama
 
-COMMANDS = ("train", "eval", "generate", "tokenize", "inspect", "render", "doctor")
+COMMANDS = ("train", "eval", "generate", "tokenize", "inspect", "render", "data show", "data check", "doctor")
 CHATML = (
     "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -440,12 +440,15 @@ def test_generate_with_an_adapter_at_its_scale(
 
 
 def arguments_of(name: str) -> list[Argument]:
-    return list(app[name].assemble_argument_collection(default_parameter=app.default_parameter, parse_docstring=True))
+    found = app
+    for word in name.split():
+        found = found[word]
+    return list(found.assemble_argument_collection(default_parameter=app.default_parameter, parse_docstring=True))
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_explains_each_option(name: str, capsys: pytest.CaptureFixture[str]):
-    command(name, "--help")
+    command(*name.split(), "--help")
     out = capsys.readouterr().out
     options = [option for argument in arguments_of(name) for option in argument.names if option.startswith("-")]
     assert options
@@ -462,7 +465,7 @@ def test_the_help_of_the_program_names_each_command(capsys: pytest.CaptureFixtur
     for arguments in ([], ["--help"], ["-h"]):
         assert command(*arguments) == 0
         out = capsys.readouterr().out
-        assert all(name in out for name in COMMANDS)
+        assert all(name.split()[0] in out for name in COMMANDS)
 
 
 def test_help_comes_at_once_and_without_torch():
@@ -471,7 +474,7 @@ def test_help_comes_at_once_and_without_torch():
         "import sys\n"
         "from gguflora.cli import main\n"
         "for name in sys.argv[1:]:\n"
-        "    try: main([name, '--help'])\n"
+        "    try: main([*name.split(), '--help'])\n"
         "    except SystemExit as ended: assert ended.code == 0\n"
         "assert 'torch' not in sys.modules\n"
         "assert 'numpy' not in sys.modules\n"

@@ -15,7 +15,18 @@ import gguf
 import numpy as np
 import pytest
 
-from gguflora.gguf import GgmlType, Pair, Tensor, ValueType, f32, identity_of, open_gguf, write_adapter, write_gguf
+from gguflora.gguf import (
+    ChatSetting,
+    GgmlType,
+    Pair,
+    Tensor,
+    ValueType,
+    f32,
+    identity_of,
+    open_gguf,
+    write_adapter,
+    write_gguf,
+)
 from gguflora.gguf.writer import Value
 from tests.gguf.test_split import split_keys, tensors_of, typed
 from tests.runs import command
@@ -294,7 +305,8 @@ def test_a_vocabulary_shows_its_tokenizer(tmp_path: Path, capsys: pytest.Capture
 
 def test_an_adapters_norms_are_numpys(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     base = open_gguf(model)
-    adapter = replace(random_adapter(base, rank=5, scale=2.5), base=identity_of(base))
+    chat = ChatSetting('{"enable_thinking": false}', "ab" * 32)
+    adapter = replace(random_adapter(base, rank=5, scale=2.5), base=identity_of(base), chat=chat)
     # Another rank on one of them: its scale is another as well.
     wide = random_adapter(base, rank=7, seed=3).pairs["blk.2.attn_q.weight"]
     adapter = replace(adapter, pairs=dict(adapter.pairs) | {"blk.2.attn_q.weight": wide})
@@ -302,6 +314,7 @@ def test_an_adapters_norms_are_numpys(model: Path, tmp_path: Path, capsys: pytes
     write_adapter(path, adapter)
     found = inspected(capsys, path)
     assert (found["kind"], found["architecture"], found["alpha"], found["ranks"]) == ("adapter", "llama", 12.5, [5, 7])
+    assert found["chat"] == {"options": '{"enable_thinking": false}', "template": "ab" * 32}
     assert found["bytes"] == path.stat().st_size
     assert found["types"]["F32"]["tensors"] == 2 * len(adapter.pairs) == 42
     changes: dict[str, list[float]] = defaultdict(list)

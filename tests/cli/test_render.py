@@ -21,6 +21,7 @@ from tests.tiny import tiny_llama
 Chat = list[dict[str, Any]]
 
 USER = {"role": "user", "content": "hi"}
+SYSTEM = {"role": "system", "content": "Be nice."}
 ANSWER = {"role": "assistant", "content": "yes"}
 CHATS: dict[str, Chat] = {
     "one": [USER],
@@ -85,7 +86,9 @@ def test_the_text_is_llama_servers(
     assert json.loads(line) == {"prompt": expected}
 
 
-@pytest.mark.parametrize("chat", [[USER], [USER, ANSWER, USER], [USER, ANSWER], [ANSWER]])
+@pytest.mark.parametrize(
+    "chat", [[USER], [USER, ANSWER, USER], [USER, ANSWER], [ANSWER], [SYSTEM, USER, ANSWER, USER], [SYSTEM]]
+)
 def test_the_text_of_another_template_is_llama_servers(
     tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes], chat: Chat
 ) -> None:
@@ -97,6 +100,43 @@ def test_the_text_of_another_template_is_llama_servers(
         for options in ([], ["--no-generation-prompt"]):
             expected = server.apply_template(chat, add_generation_prompt=not options)
             assert rendered(capsysbinary, path, file(tmp_path, chat), *options) == expected
+
+
+TOOLS = (
+    "{% for t in tools %}<|im_start|>{{ t | tojson }}<|im_end|>{% endfor %}{% for m in messages %}<|im_start|>"
+    "{{ m.role }} {{ m.name }} {{ m.tool_call_id }} {{ m.reasoning_content }} {{ m.content }}"
+    "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{{ c.id }}"
+    "{% endfor %}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% if mood == 'good' %}!{% endif %}{% endif %}"
+)
+WITH_TOOLS = {
+    "messages": [
+        USER,
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning_content": "a tool",
+            "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"b": [1, "\u00e9"], "a": 2}'}},
+                {"type": "function", "function": {"name": "g", "arguments": {}}},
+            ],
+        },
+        {"role": "tool", "name": "f", "tool_call_id": "1", "content": "7"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "a": [1]}}}],
+}
+
+
+def test_tools_calls_and_options_reach_the_template_as_in_llama_server(
+    tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    model, template = tiny_llama(tmp_path / "tiny.gguf"), tmp_path / "t.jinja"
+    template.write_text(TOOLS)
+    options = ("--chat-template", template, "--template-option", "mood=good")
+    with LlamaServer(model, chat_template=TOOLS, context_length=256, threads=1) as server:
+        expected = server.apply_template(**WITH_TOOLS, chat_template_kwargs={"mood": "good"})
+    assert rendered(capsysbinary, model, file(tmp_path, WITH_TOOLS), *options) == expected
+    assert expected.endswith("assistant!")
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
@@ -145,9 +185,20 @@ BAD = {
     "a key twice": (b'[{"role": "user", "content": "a", "content": "b"}]', "'content' stands twice"),
     "a key of ours": (b'[{"role": "user", "content": "a", "weight": NaN}]', "NaN is no JSON value"),
     "too deep": (b"[" * 100_000, "nested too deeply"),
-    "tool calls": (b'[{"role": "assistant", "content": "", "tool_calls": [1]}]', "the key tool_calls"),
-    "reasoning": (b'[{"role": "assistant", "content": "", "reasoning_content": "a"}]', "the key reasoning_content"),
-    "tools": (b'{"messages": [], "tools": [1]}', "the key tools"),
+    "tool calls": (
+        b'[{"role": "assistant", "content": "", "tool_calls": [1]}]',
+        "message 1: a tool call must be an object",
+    ),
+    "reasoning at the end": (
+        b'[{"role": "assistant", "content": "", "reasoning_content": "a"}]',
+        "ends with a message of the assistant, which can't be continued yet",
+    ),
+    "reasoning of number": (
+        b'[{"role": "user", "content": "", "reasoning_content": 1}]',
+        "reasoning_content is not text",
+    ),
+    "tools": (b'{"messages": [], "tools": [1]}', "a tool must be an object"),
+    "options in the file": (b'{"messages": [], "chat_template_kwargs": {}}', "the key chat_template_kwargs"),
     "an answer twice": (json.dumps([USER, ANSWER, ANSWER]).encode(), "ends with two messages of the assistant"),
 }
 
@@ -209,5 +260,5 @@ def test_a_templates_own_refusal_reaches_the_user(tmp_path: Path, capsys: pytest
     whole = open_gguf(tiny_llama(tmp_path / "tiny.gguf"))
     path = tmp_path / "mistral.gguf"
     write_gguf(path, typed(whole) | {"tokenizer.chat_template": (ValueType.STRING, MISTRAL)}, [])
-    assert command("render", path, file(tmp_path, [{"role": "system", "content": "a"}])) == 2
+    assert command("render", path, file(tmp_path, [{"role": "tool", "content": "a"}])) == 2
     assert "only user and assistant" in capsys.readouterr().err

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from gguflora import config
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TemplateConfig, TrainingConfig
 from gguflora.errors import UsageError
 
-RECORDS = [LoraConfig, ReadConfig, DataConfig, TrainingConfig, ComputeConfig]
+RECORDS = [LoraConfig, ReadConfig, DataConfig, TemplateConfig, TrainingConfig, ComputeConfig]
 
 
 def test_the_defaults_are_the_documented_ones():
@@ -28,8 +28,12 @@ def test_the_defaults_are_the_documented_ones():
         "source_weight": (),
         "on_bad_record": "error",
         "max_length": 2048,
+        "overlong": "drop",
+        "train_on": "all",
         "validation": None,
         "validation_split": None,
+        "chat_template": None,
+        "template_option": (),
         "learning_rate": 2e-4,
         "schedule": "cosine",
         "warmup_steps": None,
@@ -67,8 +71,16 @@ WRONG = {
         {"dropout": 1.0},
         {"dropout": float("nan")},
     ],
+    TemplateConfig: [
+        {"template_option": ("enable_thinking",)},
+        {"template_option": ("=1",)},
+        {"template_option": ("a=1", "a=2")},
+        {"template_option": ("tools=[]",)},
+    ],
     DataConfig: [
         {"max_length": 1},
+        {"overlong": "truncate"},
+        {"train_on": "first"},
         {"validation_split": -0.1},
         {"validation_split": 1.0},
         {"validation_split": float("nan")},

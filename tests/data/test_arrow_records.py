@@ -67,7 +67,9 @@ def test_one_table_may_hold_several_shapes_and_columns_that_mean_nothing(write: 
         ({"prompt": ["a", "b"], "completion": ["c", None]}, " row 2: the record's keys are 'prompt'; write it with"),
         ({"prompt": ["a"], "completion": [5]}, " row 1: the completion is of type int; it must be text."),
         ({"prompt": [b"a"], "completion": ["b"]}, " row 1: the prompt is of type bytes; it must be text."),
-        ({"messages": [CHAT], "tools": [["f"]]}, " row 1: 'tools' can't be trained and must not get lost unseen;"),
+        ({"messages": [CHAT], "tools": [["f"]]}, " row 1: a tool must be an object of type function"),
+        ({"text": ["a"], "tools": [["f"]]}, " row 1: 'tools' can't be trained and must not get lost unseen;"),
+        ({"text": ["a"], "thinking": ["f"]}, " row 1: 'thinking' can't be trained and must not get lost unseen;"),
         ({"messages": ["Hi"]}, " row 1: 'messages' is text; it must be an array of objects with role and content."),
         (
             {"question": ["a"], "answer": ["b"]},

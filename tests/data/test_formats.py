@@ -217,8 +217,8 @@ BAD = {
     "null as record": (b"[null]", ":1: the record is null; it must be a JSON object"),
     "unknown shape": (
         b'{"question": "a", "answer": "b"}',
-        ":1: the record's keys are 'question', 'answer'; write it with the keys of one of: messages; conversations; "
-        r"completion \+ prompt; instruction \+ output \(and input\); assistant \+ user \(and system\); "
+        ":1: the record's keys are 'question', 'answer'; write it with the keys of one of: messages \\(and tools\\); "
+        r"conversations; completion \+ prompt; instruction \+ output \(and input\); assistant \+ user \(and system\); "
         r"chosen \+ rejected \(and prompt\); input \+ preferred_output; text\.",
     ),
     "no key": (b"{}", ":1: the record's keys are none; write"),
@@ -248,9 +248,24 @@ BAD = {
     ),
     "tool calls": (
         CHAT % b'{"role": "assistant", "content": "", "tool_calls": [{}]}',
-        ":1: 'tool_calls' can't be trained",
+        r":1: messages\[1\]: a tool call must be an object of type function",
     ),
-    "tools": (b'{"tools": [{}], "messages": []}', ":1: 'tools' can't be trained"),
+    "tools": (
+        b'{"tools": [{}], "messages": [{"role": "user", "content": "a"}]}',
+        ":1: a tool must be an object of type function",
+    ),
+    "tools that no template would be given": (
+        b'{"tools": [{}], "prompt": "a", "completion": "b"}',
+        ":1: 'tools' can't be trained",
+    ),
+    "calls in the old way": (
+        CHAT % b'{"role": "assistant", "content": "a", "function_call": {"name": "f"}}',
+        r":1: 'function_call' can't be trained",
+    ),
+    "reasoning of the user": (
+        b'{"messages": [{"role": "user", "content": "x", "reasoning_content": "y"}]}',
+        r":1: messages\[0\]: a message of the user has reasoning or tool calls",
+    ),
     "sharegpt role": (
         b'{"conversations": [{"from": "tool", "value": "a"}]}',
         r":1: conversations\[0\]: the role 'tool'",

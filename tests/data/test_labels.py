@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gguflora.data.encoded import Encoded
 from gguflora.data.example import Example, Message
-from gguflora.data.labels import Encoded, encode_example
+from gguflora.data.labels import encode_example
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
 from gguflora.tokenizer.special_tokens import TokenType
@@ -237,32 +238,126 @@ def test_what_a_template_adds_behind_the_last_message_is_not_trained_and_does_no
     ]
 
 
-REFUSED = {
+LAST = "<|im_start|>user\nq2<|im_end|>\n<|im_start|>assistant\n"
+
+CHANGED_IN_HISTORY = {
     "drops the reasoning of earlier answers": (
         CHATML.replace(
             "{{ m.content }}", "{% if loop.last and loop.length % 2 == 0 %}<think></think>{% endif %}{{ m.content }}"
         ),
-        r"a.jsonl:3: the chat template writes answer 1 differently .*'<think></think>a1<\|im_end.*becomes 'a1<\|im",
-    ),
-    "opens an answer with what a finished one lacks": (
-        CHATML.replace("assistant\n", "assistant\n<think>"),
-        r"a.jsonl:3: the chat template opens answer 1 with '<think>' but writes it, once finished, as 'a1<\|im_end",
-    ),
-    "opens an answer with what only a last one lacks": (
-        CHATML.replace("assistant\n", "assistant\n<think>").replace(
-            "{{ m.content }}", "{% if m.role == 'assistant' and not loop.last %}<think>{% endif %}{{ m.content }}"
-        ),
-        r"a.jsonl:3: the chat template opens answer 1 with '<think>' but writes it, once finished, as 'a1<\|im_end",
+        "<think></think>a2<|im_end|>",
     ),
     "opens an answer with what an earlier one lacks": (
         CHATML.replace("assistant\n", "assistant\n<think>").replace(
             "{{ m.content }}", "{% if m.role == 'assistant' and loop.last %}<think>{% endif %}{{ m.content }}"
         ),
-        r"a.jsonl:3: .* answer 1 with '<think>' but writes it, once later messages follow, as 'a1<\|im_end",
+        "a2<|im_end|>",
     ),
     "ends the last answer with another token": (
         CHATML.replace("<|im_end|>", "{{ '<|endoftext|>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}"),
-        r"a.jsonl:3: the chat template writes answer 1 differently once later messages follow it",
+        "a2<|endoftext|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED_IN_HISTORY)
+@pytest.mark.parametrize("more", [[], [user("q3")]], ids=["", "and a question without answer"])
+def test_an_answer_that_the_template_changes_in_history_is_context_and_the_last_one_is_trained(
+    what: str, more: list[dict[str, str]], tokenizer: Tokenizer
+):
+    """As served: what stands there later was never generated. What follows the last answer is left out if need be."""
+    text, last = CHANGED_IN_HISTORY[what]
+    messages = [user("q1"), assistant("a1"), user("q2"), assistant("a2"), *more]
+    encoded = encode_example(Example.messages(messages), tokenizer, ChatTemplate(text))
+    assert [text for kind, text in spans(encoded, tokenizer) if kind] == [last]
+    assert encoded.lost_answers == 1
+    context = tokenizer.decode(encoded.tokens.tolist())
+    assert context.startswith("<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n" + LAST)
+
+
+def test_an_answer_to_a_question_that_reads_otherwise_in_history_is_not_trained(tokenizer: Tokenizer):
+    """The answer stands at its place with the same tokens, but not behind what the model is asked."""
+    mark = "{% if m.role == 'user' %}{{ '!' if loop.revindex <= 2 else '?' }}{% endif %}{{ m.content }}"
+    template = ChatTemplate(CHATML.replace("{{ m.content }}", mark))
+    encoded = encode_example(Example.messages(TWO[:4]), tokenizer, template)
+    assert [text for kind, text in spans(encoded, tokenizer) if kind] == ["a2<|im_end|>"]
+    assert "?q1" in tokenizer.decode(encoded.tokens.tolist())
+
+
+def test_context_that_is_not_trained_has_the_ids_of_one_text(tokenizer: Tokenizer):
+    """llama-server tokenizes history in one go: no cut where a lost answer would have begun."""
+    text, _ = CHANGED_IN_HISTORY["drops the reasoning of earlier answers"]
+    text = text.replace("assistant\n", "assistant ").replace("m.role }}\n", "m.role }} ")
+    messages = [user("q1"), assistant("a1"), user("q2"), assistant("a2")]
+    encoded = encode_example(Example.messages(messages), tokenizer, ChatTemplate(text))
+    prompt = ChatTemplate(text).render(messages[:-1], add_generation_prompt=True)
+    start = encoded.labels.tolist().index(next(label for label in encoded.labels.tolist() if label >= 0))
+    assert encoded.tokens[:start].tolist() == tokenizer.encode(prompt)
+
+
+def test_an_answer_that_only_the_next_turn_ends_learns_that_end(tokenizer: Tokenizer):
+    """GLM and others: the token that opens the user's turn ends generation, and stands behind no last answer."""
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role == 'user' %}<|endoftext|>{{ m.content }}<file_sep>{% else %}"
+        "{{ m.content }}{% endif %}{% endfor %}"
+    )
+    messages = [user("q1"), assistant("a1"), user("q2"), assistant("a2")]
+    encoded = encode_example(Example.messages(messages), tokenizer, template)
+    assert spans(encoded, tokenizer) == [
+        (False, "<|endoftext|>q1<file_sep>"),
+        (True, "a1<|endoftext|>"),
+        (False, "q2<file_sep>"),
+        (True, "a2<|endoftext|>"),
+    ]
+
+
+TWO = [user("q1"), assistant("a1"), user("q2"), assistant("a2"), user("q3")]
+ASKED = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_the_last_answer_alone_can_be_trained(tokenizer: Tokenizer):
+    encoded = encode_example(Example.messages(TWO), tokenizer, ChatTemplate(CHATML), "last")
+    assert spans(encoded, tokenizer) == [
+        (False, ASKED + "a1<|im_end|>\n" + LAST),
+        (True, "a2<|im_end|>"),
+        (False, "\n"),
+    ]
+    assert encoded.lost_answers == 0
+
+
+@pytest.mark.parametrize("add_bos", [False, True])
+def test_everything_but_bos_can_be_trained(tokenizer: Tokenizer, add_bos: bool):
+    """The first token has nothing before it, BOS or not."""
+    adding = replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, add_bos=add_bos, bos=ENDOFTEXT))
+    for example in (
+        Example.messages(TWO),
+        Example.messages([user("q")]),
+        Example.completion("def f(n):", " return n"),
+    ):
+        encoded = encode_example(example, adding, ChatTemplate(CHATML), "everything")
+        assert encoded.labels.tolist() == [-100, *encoded.tokens[1:].tolist()]
+        assert (encoded.tokens[0] == ENDOFTEXT) == add_bos
+    everything = encode_example(Example.messages(TWO), adding, ChatTemplate(CHATML), "everything")
+    answers = encode_example(Example.messages(TWO), adding, ChatTemplate(CHATML))
+    assert everything.tokens.tolist() == answers.tokens.tolist()
+
+
+def test_everything_of_a_template_whose_answers_can_not_be_trained_alone(tokenizer: Tokenizer):
+    template = ChatTemplate(REFUSED["opens an answer with what a finished one lacks"][0])
+    encoded = encode_example(Example.messages(TWO[:2]), tokenizer, template, "everything")
+    assert tokenizer.decode(encoded.tokens.tolist()) == template.render(TWO[:2])
+
+
+REFUSED = {
+    "opens an answer with what a finished one lacks": (
+        CHATML.replace("assistant\n", "assistant\n<think>"),
+        r"a.jsonl:3: the chat template opens answer 2 with '<think>' but writes it, once finished, as 'a2<\|im_end",
+    ),
+    "opens an answer with what only a last one lacks": (
+        CHATML.replace("assistant\n", "assistant\n<think>").replace(
+            "{{ m.content }}", "{% if m.role == 'assistant' and not loop.last %}<think>{% endif %}{{ m.content }}"
+        ),
+        r"a.jsonl:3: the chat template opens answer 2 with '<think>' but writes it, once finished, as 'a2<\|im_end",
     ),
     "never ends an answer": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

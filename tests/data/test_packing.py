@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguflora.data import packing
-from gguflora.data.labels import Encoded
+from gguflora.data.encoded import Encoded
 from gguflora.data.packing import MicroBatch, best_fit, pack
 
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from gguflora.config import Overlong, TrainOn
 from gguflora.data.example import Completion, Example
-from gguflora.data.preparation import filter_by_length, prepare
+from gguflora.data.preparation import LOST_ANSWERS, LOST_REASONING, filter_by_length, prepare
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
 
@@ -39,6 +40,68 @@ def test_an_empty_answer_among_others_leaves_the_example_out(tokenizer: Tokenize
     turns = [("user", "a"), ("assistant", ""), ("user", "b"), ("assistant", "c")]
     example = Example.messages([{"role": role, "content": content} for role, content in turns])
     assert prepare([THREE, example], tokenizer, template, 99).skipped == {"empty answer": ("example 2",)}
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.reasoning_content and loop.last %}"
+    "<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+
+
+def test_what_is_not_trained_as_it_stands_is_counted_by_source(tokenizer: Tokenizer, template: ChatTemplate):
+    """The template drops the reasoning of earlier answers, so these are context alone; SmolLM2's writes none."""
+    thinking = {**ANSWER, "reasoning_content": "hm"}
+    plain = Example.messages([QUESTION, ANSWER] * 2)
+    drops = Example.messages([QUESTION, thinking] * 2)
+    prepared = prepare([plain, drops], tokenizer, ChatTemplate(CHATML), 99)
+    assert prepared.altered == {LOST_ANSWERS: ("example 2",)}
+    first, second = (one.labels[one.labels >= 0].tolist() for one in prepared.encoded)
+    assert tokenizer.decode(first) == "b<|im_end|>b<|im_end|>"
+    assert tokenizer.decode(second) == "<think>hm</think>b<|im_end|>"
+    assert prepare([plain, drops], tokenizer, template, 199).altered == {LOST_REASONING: ("example 2",)}
+
+
+@pytest.mark.parametrize(
+    ("overlong", "what", "pieces", "endless"),
+    [
+        ("truncate-left", "longer than max_length: the beginning was cut off", 1, 0),
+        ("truncate-right", "longer than max_length: the end was cut off", 1, 1),
+        ("split", "longer than max_length: split into windows", 3, 2),
+    ],
+)
+def test_a_longer_example_is_cut_or_split_and_counted(
+    overlong: Overlong, what: str, pieces: int, endless: int, tokenizer: Tokenizer, template: ChatTemplate
+):
+    """9 tokens in windows of 4, each beginning with the last of the one before: 4, 3 and 2 of their own."""
+    nine = Example.completion("a", " b" * 7)
+    prepared = prepare([THREE, nine], tokenizer, template, 4, overlong=overlong)
+    assert (prepared.altered, prepared.skipped) == ({what: ("example 2",)}, {})
+    assert len(prepared.encoded) == 1 + pieces
+    assert len(prepared.endless) == endless
+
+
+def test_what_a_cut_leaves_nothing_trained_of_is_skipped(tokenizer: Tokenizer, template: ChatTemplate):
+    example = Example.completion("a " * 9, "b")
+    assert prepare([THREE, example], tokenizer, template, 4, overlong="truncate-right").skipped == {
+        "longer than max_length, and nothing trained is left of it": ("example 2",)
+    }
+
+
+@pytest.mark.parametrize(("train_on", "trained"), [("all", [4]), ("last", [2]), ("everything", [46, 26])])
+def test_what_is_trained_is_as_asked_for(
+    train_on: TrainOn, trained: list[int], tokenizer: Tokenizer, template: ChatTemplate
+):
+    """An answer and its end are 2 tokens. A question alone can be trained where everything is.
+
+    With what the template writes the question takes 6 tokens, the answer 7, the system message before them 21, of
+    which the first has nothing before it.
+    """
+    examples = [Example.messages([QUESTION, ANSWER] * 2), Example.messages([QUESTION])]
+    prepared = prepare(examples, tokenizer, template, 99, train_on=train_on)
+    assert [int((one.labels >= 0).sum()) for one in prepared.encoded] == trained
+    assert ("no message of the assistant" in prepared.skipped) == (train_on != "everything")
 
 
 def test_max_length_is_in_tokens_and_inclusive_and_nothing_is_cut(tokenizer: Tokenizer, template: ChatTemplate):

@@ -60,8 +60,8 @@ def test_a_misspelt_column_does_not_get_lost(tmp_path: Path):
         load_examples([path], ReadConfig(column=("promt=instruction",)))
     assert str(refused.value) == (
         "--column promt=instruction: no example has a 'promt'; give one of assistant, chosen, completion, "
-        "conversations, input, instruction, messages, output, preferred_output, prompt, rejected, system, text, user, "
-        "weight."
+        "conversations, input, instruction, messages, output, preferred_output, prompt, rejected, system, text, tools, "
+        "user, weight."
     )
 
 

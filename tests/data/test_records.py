@@ -88,7 +88,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "tools in chosen": (
         {"chosen": [ASKED, RIGHT | {"tool_calls": [{}]}], "rejected": []},
-        "d.jsonl:1: 'tool_calls' can't be trained and must not get lost unseen; take it out of the record.",
+        "d.jsonl:1: chosen[1]: a tool call must be an object of type function, with a function that has name and "
+        "arguments.",
     ),
     "OpenAI's with tools": (
         {"input": {"messages": [ASKED], "tools": [{}]}, "preferred_output": [RIGHT]},

@@ -56,7 +56,7 @@ def shell(commands: str, folder: Path) -> str:
 
 
 def test_every_command_works_and_python_reads_the_same_files(folder: Path):
-    assert len(blocks("sh")) == 7
+    assert len(blocks("sh")) == 8
     for block in blocks("sh"):
         said = shell(block, folder)
         commands = len(re.findall(r"^.*gguflora eval", block, re.MULTILINE))

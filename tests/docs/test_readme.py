@@ -77,7 +77,19 @@ def test_the_commands_for_ones_own_model_work_in_the_order_they_stand(folder: Pa
             with LlamaServer(folder / options["-m"], folder / options["--lora"], threads=1) as server:
                 assert server.tokenize("4")
             done.append(words[0])
-    assert done == ["train", "llama-server", "generate", "eval", "train", "inspect", "render", "tokenize", "doctor"]
+    assert done == [
+        "train",
+        "llama-server",
+        "generate",
+        "eval",
+        "train",
+        "data",
+        "data",
+        "inspect",
+        "render",
+        "tokenize",
+        "doctor",
+    ]
     assert (folder / "my-adapter" / "final_adapter.gguf").exists()
 
 

@@ -15,6 +15,7 @@ from hypothesis.extra.numpy import arrays
 from gguflora.errors import FileError
 from gguflora.gguf import (
     Adapter,
+    ChatSetting,
     GgmlType,
     Identity,
     Pair,
@@ -96,12 +97,13 @@ def pairs(draw):
     written=st.dictionaries(st.sampled_from([Q, UP, "output.weight", "blk.1.attn_k.weight"]), pairs(), min_size=1),
     alpha=st.floats(2.0**-126, 2.0**127, width=32),
     identity=st.sampled_from([None, BASE]),
+    chat=st.sampled_from([ChatSetting(), ChatSetting('{"enable_thinking": false}'), ChatSetting("{}", "ab" * 32)]),
 )
-def test_an_adapter_reads_back_exactly(tmp_path_factory, written, alpha, identity):
+def test_an_adapter_reads_back_exactly(tmp_path_factory, written, alpha, identity, chat):
     path = tmp_path_factory.getbasetemp() / "adapter.gguf"
-    write_adapter(path, Adapter("llama", alpha, written, identity))
+    write_adapter(path, Adapter("llama", alpha, written, identity, chat))
     read = read_adapter(path)
-    assert (read.architecture, read.alpha, read.base) == ("llama", alpha, identity)
+    assert (read.architecture, read.alpha, read.base, read.chat) == ("llama", alpha, identity, chat)
     assert list(read.pairs) == list(written)
     for name, pair in written.items():
         assert read.pairs[name].lora_a.tobytes() == pair.lora_a.tobytes()
@@ -188,6 +190,15 @@ INVALID = {
     "alpha NaN": ({"adapter__lora__alpha": (ValueType.FLOAT32, float("nan"))}, "alpha is nan"),
     "alpha infinite": ({"adapter__lora__alpha": (ValueType.FLOAT32, float("inf"))}, "alpha is inf"),
     "one hash of three": ({"gguflora__base__sha256": ONE_HASH}, "tokenizer.sha256 is missing"),
+    "template options that are no JSON": (
+        {"gguflora__template__options": (ValueType.STRING, "{enable_thinking: false}")},
+        "options is not a JSON object",
+    ),
+    "template options that are a list": (
+        {"gguflora__template__options": (ValueType.STRING, "[" * 99_999)},
+        "options is not a JSON object",
+    ),
+    "a template's hash that is none": ({"gguflora__template__sha256": (ValueType.STRING, "ab")}, "not a SHA-256"),
     "a hash with escape codes": ({"gguflora__base__sha256": (ValueType.STRING, "\x1b[2J")}, "not a SHA-256"),
     "no pair": ({"tensors": []}, "no pair"),
     "lora_b missing": ({"tensors": [A]}, f"{Q}.lora_a has no {Q}.lora_b"),

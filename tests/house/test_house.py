@@ -34,8 +34,12 @@ OPTIONS = {
         "--source-weight",
         "--on-bad-record",
         "--max-length",
+        "--overlong",
+        "--train-on",
         "--validation",
         "--validation-split",
+        "--chat-template",
+        "--template-option",
         "--learning-rate",
         "--schedule",
         "--warmup-steps",
@@ -60,11 +64,65 @@ OPTIONS = {
         "--dry-run",
         "--json",
     ],
-    "eval": ["MODEL", "DATA", "--column", "--source-weight", "--on-bad-record", "--lora", "--scale", "--json"],
-    "generate": ["MODEL", "PROMPT", "--lora", "--scale", "--max-tokens", "--raw"],
+    "eval": [
+        "MODEL",
+        "DATA",
+        "--column",
+        "--source-weight",
+        "--on-bad-record",
+        "--lora",
+        "--scale",
+        "--chat-template",
+        "--template-option",
+        "--json",
+    ],
+    "generate": [
+        "MODEL",
+        "PROMPT",
+        "--lora",
+        "--scale",
+        "--max-tokens",
+        "--raw",
+        "--chat-template",
+        "--template-option",
+    ],
     "tokenize": ["MODEL", "TEXT", "--file", "--no-bos", "--no-parse-special", "--json"],
     "inspect": ["FILE", "--pairs", "--json"],
-    "render": ["MODEL", "MESSAGES", "--no-generation-prompt", "--json"],
+    "render": ["MODEL", "MESSAGES", "--no-generation-prompt", "--chat-template", "--template-option", "--json"],
+    "data show": [
+        "MODEL",
+        "DATA",
+        "--column",
+        "--source-weight",
+        "--on-bad-record",
+        "--max-length",
+        "--overlong",
+        "--train-on",
+        "--validation",
+        "--validation-split",
+        "--chat-template",
+        "--template-option",
+        "--ids",
+        "--limit",
+    ],
+    "data check": [
+        "MODEL",
+        "DATA",
+        "--column",
+        "--source-weight",
+        "--on-bad-record",
+        "--max-length",
+        "--overlong",
+        "--train-on",
+        "--validation",
+        "--validation-split",
+        "--chat-template",
+        "--template-option",
+        "--batch-size",
+        "--epochs",
+        "--seed",
+        "--json",
+    ],
     "doctor": ["--json"],
 }
 """Every command and option. Others use them in scripts: what is taken away here is broken there."""
@@ -104,7 +162,7 @@ def test_each_file_says_what_it_is_and_has_room_for_one_idea(path: Path):
 def test_no_torch_where_a_command_must_start_at_once():
     """One process for all; a file that imports torch at its top fails it."""
     rooms = ("gguf", "arch", "tokenizer", "data", "llamacpp", "config", "events", "errors", "storage", "cli")
-    names_in_run = ("inspection", "rendering", "doctor", "answer", "opening")
+    names_in_run = ("inspection", "rendering", "doctor", "answer", "opening", "data_check", "template")
     code = (
         "import sys, importlib\n"
         "for name in sys.argv[1:]:\n"
@@ -166,10 +224,14 @@ def test_type_checkers_see_the_same_public_names():
 
 
 def test_the_options_are_the_frozen_ones():
-    commands = [name for name in app if not name.startswith("-")]
+    commands = [name for name in app if not name.startswith("-") and name != "data"]
+    commands += [f"data {name}" for name in app["data"] if not name.startswith("-")]
     assert sorted(commands) == sorted(OPTIONS)
     for name, options in OPTIONS.items():
-        arguments = app[name].assemble_argument_collection(default_parameter=app.default_parameter)
+        command = app
+        for word in name.split():
+            command = command[word]
+        arguments = command.assemble_argument_collection(default_parameter=app.default_parameter)
         found = [option for argument in arguments if argument.show for option in argument.names if option != "*"]
         assert found == options, name
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from gguflora.events import (
     Answer,
@@ -407,6 +408,25 @@ def test_next_steps_name_the_files_that_are_there_and_commands_ready_to_paste(tm
     ]
     [evaluate] = [line for line in text.splitlines() if "gguflora eval" in line]
     assert shlex.split(evaluate)[2:5] == ["a model.gguf", "d.jsonl", "e $x.jsonl"]
+
+
+def test_next_steps_keep_the_options_of_the_template():
+    """Trained one way and served another, an adapter is worth less."""
+    finished = dataclasses.replace(END, adapter="run/final_adapter.gguf")
+    serve, own = "--chat-template-kwargs '{\"a\":[1]}'", "--template-option 'a=[1]'"
+    lines = next_steps(Path("m.gguf"), [Path("d")], finished, serve=serve, own=own)
+    text = "\n".join(Text.from_markup(line).plain for line in lines)
+    commands = [shlex.split(line) for line in text.splitlines() if "--lora" in line]
+    assert [command[-2:] for command in commands[:1]] == [["--chat-template-kwargs", '{"a":[1]}']]
+    assert all(
+        "--template-option 'a=[1]'" in line for line in text.splitlines() if "gguflora" in line and "--lora" in line
+    )
+
+
+def test_what_is_not_trained_as_it_stands_is_counted():
+    changed = {"the end was cut off": 7}
+    event = dataclasses.replace(DATA, altered=changed, altered_examples={"the end was cut off": ["d.jsonl:4"]})
+    assert "changed 7: the end was cut off (d.jsonl:4)" in shown(event)
 
 
 def test_after_a_stop_the_next_step_is_resume():

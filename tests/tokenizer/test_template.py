@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,16 +123,6 @@ def test_bos_and_eos_are_taken_off_where_tokenizing_adds_them(tmp_path: Path, ad
     text = load_template(gguf).render([{"role": "user", "content": "a"}])
     assert text == ("" if add_bos else "<s>") + "a" + ("" if add_eos else "</s>")
     assert load_tokenizer(gguf).encode(text) == [0, 2 + ord("a"), 1]
-
-
-def test_an_absent_template_is_chatml_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        template = load_template(open_gguf(_file(tmp_path / "v.gguf", {})))
-    assert "has no chat template: taking llama.cpp's default, ChatML" in caplog.text
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n"
-    assert template.render(chat) == text
-    assert template.render(chat, add_generation_prompt=True) == text + "<|im_start|>assistant\n"
 
 
 def test_tools_take_the_template_for_tools(tmp_path: Path) -> None:

@@ -1,0 +1,33 @@
+"""An example as tokens, and labels that say which of them are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+NOT_TRAINED = -100
+"""The label of a token that is context only; PyTorch's cross_entropy has the same number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """An example as the model sees it: T tokens.
+
+    Attributes:
+        tokens: (T,)
+        labels: (T,) tokens[t] where token t is trained (predicted from the tokens before it), else -100. Not shifted.
+            The first is -100: nothing stands before it.
+        weight: of the example.
+        source: of the example.
+        lost_answers: answers that are context alone, because the template writes them differently in history.
+        lost_reasoning: trained answers without their reasoning, which the template does not write.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
+    weight: float
+    source: str
+    lost_answers: int = 0
+    lost_reasoning: int = 0

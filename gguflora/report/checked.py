@@ -1,0 +1,78 @@
+"""What `data check` found in a dataset: a record, which is its JSON, and the lines that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gguflora.report.text import harmless
+
+_NAMED = 3  # examples of a kind
+_BAR = 40  # characters of the histogram's longest bar
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """A dataset as `train` would use it.
+
+    Attributes:
+        examples: in the files; train and validation: those that are used (windows of a split one count each).
+        share: of the tokens that are trained.
+        lengths: tokens of the shortest, the median and the longest example.
+        histogram: (a power of two, how many examples have no more tokens and more than half of it).
+        skipped: examples left out, altered: those not trained as they stand: sources by reason.
+        duplicates: examples that repeat an earlier one; overlap: validation examples that are trained as well.
+        empty: examples left out for an empty answer.
+        endless: what is trained without a token that ends generation.
+        warnings: what else to know, in sentences.
+    """
+
+    examples: int
+    train: int
+    validation: int
+    validation_from: str
+    train_tokens: int
+    trained_tokens: int
+    share: float
+    lengths: tuple[int, int, int]
+    histogram: Sequence[tuple[int, int]]
+    skipped: Mapping[str, Sequence[str]]
+    altered: Mapping[str, Sequence[str]]
+    duplicates: int
+    overlap: int
+    empty: int
+    endless: int
+    steps_per_epoch: int
+    total_steps: int
+    warnings: Sequence[str]
+
+
+def as_json(facts: DataFacts) -> dict[str, Any]:
+    """The facts as plain data."""
+    return asdict(facts)
+
+
+def lines_of(facts: DataFacts) -> Iterator[str]:
+    """The lines for a person, without markup."""
+    shortest, median, longest = facts.lengths
+    yield f"{facts.examples} examples: {facts.train} to train, {facts.validation} to validate ({facts.validation_from})"
+    yield f"{facts.train_tokens} tokens an epoch, {facts.trained_tokens} of them trained ({facts.share:.0%})"
+    yield f"{facts.steps_per_epoch} steps an epoch, {facts.total_steps} in all"
+    yield f"lengths {shortest} to {longest} tokens, median {median}:"
+    most = max(count for _, count in facts.histogram)
+    for top, count in facts.histogram:
+        yield f"  up to {top:6d}  {count:7d}  {'#' * -(-count * _BAR // most)}".rstrip()
+    for kind, reasons in (("skipped", facts.skipped), ("changed", facts.altered)):
+        for reason, sources in reasons.items():
+            first = ", ".join(sources[:_NAMED]) + (", ..." if len(sources) > _NAMED else "")
+            yield f"{kind} {len(sources)}: {reason} ({harmless(first)})"
+    for count, what in (
+        (facts.duplicates, "repeat an earlier one"),
+        (facts.overlap, "of those to validate are trained as well: their loss measures memory"),
+        (facts.endless, "train no token that ends an answer: the model doesn't learn to stop from them"),
+    ):
+        if count:
+            yield f"{count} examples {what}"
+    for warning in facts.warnings:
+        yield f"warning: {harmless(warning)}"

@@ -1,0 +1,106 @@
+"""What `gguflora data show` and `gguflora data check` do: a dataset as the model would see it. No torch here."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from gguflora.config import DataConfig, TemplateConfig, TrainingConfig
+from gguflora.data import Encoded, Example, duplicate_count, prepare_one, steps_per_epoch
+from gguflora.data.preparation import EMPTY_ANSWER
+from gguflora.report.checked import DataFacts
+from gguflora.report.shown import ShownExample, ShownPiece
+from gguflora.run.dataset import BAD_RECORD, data_ready, make_dataset, together
+from gguflora.run.opening import Base, open_base
+
+
+def show(
+    model: Path, examples: Sequence[Example], config: DataConfig, template: TemplateConfig, limit: int
+) -> Iterator[ShownExample]:
+    """The first `limit` examples that can be trained, as training would see them.
+
+    Raises:
+        GgufloraError: the model or an example can't be used.
+    """
+    base = open_base(model, template)
+    left = limit
+    for number, example in enumerate(examples, 1):
+        named = example if example.source else replace(example, source=f"example {number}")
+        one = prepare_one(
+            named,
+            base.tokenizer,
+            base.template,
+            config.max_length,
+            train_on=config.train_on,
+            overlong=config.overlong,
+        )
+        for encoded in one.pieces:
+            if left == 0:
+                return
+            left -= 1
+            yield ShownExample(encoded.source, tuple(_pieces(base, encoded)))
+
+
+def check(
+    model: Path,
+    examples: Sequence[Example],
+    validation: Sequence[Example] | None,
+    config: DataConfig,
+    template: TemplateConfig,
+    training: TrainingConfig,
+    bad_records: Sequence[str] = (),
+) -> DataFacts:
+    """The figures of a dataset as `train` would use it; `bad_records` says what was wrong with records left out.
+
+    Raises:
+        GgufloraError: as training would before its first step.
+    """
+    base = open_base(model, template)
+    dataset = make_dataset(base, examples, validation, config, training.seed)
+    ready = data_ready(dataset)
+    steps = steps_per_epoch(ready.train_examples, training.batch_size)
+    skipped = {BAD_RECORD: list(bad_records)} if bad_records else {}
+    skipped |= together(part.skipped for part in (dataset.train, dataset.validation))
+    return DataFacts(
+        examples=len(examples) + len(validation or ()),
+        train=ready.train_examples,
+        validation=ready.validation_examples,
+        validation_from=ready.validation_from,
+        train_tokens=ready.train_tokens,
+        trained_tokens=ready.trained_tokens,
+        share=ready.trained_tokens / ready.train_tokens,
+        lengths=ready.lengths,
+        histogram=histogram([len(one.tokens) for one in dataset.train.encoded]),
+        skipped=skipped,
+        altered=together(part.altered for part in (dataset.train, dataset.validation)),
+        duplicates=duplicate_count(examples),
+        overlap=dataset.overlap,
+        empty=len(skipped.get(EMPTY_ANSWER, [])),
+        endless=len(dataset.train.endless),
+        steps_per_epoch=steps,
+        total_steps=min(steps * training.epochs, training.max_steps or steps * training.epochs),
+        warnings=[base.template.notice] if base.template.notice else [],
+    )
+
+
+def histogram(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """How many of `lengths` lie up to each power of two and above half of it.
+
+    >>> histogram([3, 4, 5, 30])
+    [(4, 2), (8, 1), (16, 0), (32, 1)]
+    """
+    counts = Counter(max(0, length - 1).bit_length() for length in lengths)
+    return [(2**power, counts[power]) for power in range(min(counts), max(counts) + 1)]
+
+
+def _pieces(base: Base, encoded: Encoded) -> Iterator[ShownPiece]:
+    trained = encoded.labels >= 0
+    borders = np.flatnonzero(np.diff(trained)) + 1
+    decode = base.tokenizer.decode
+    for tokens, mask in zip(np.split(encoded.tokens, borders), np.split(trained, borders), strict=True):
+        ids = tokens.tolist()
+        yield ShownPiece(decode(ids), tuple((id, decode([id])) for id in ids), bool(mask[0]))
