@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 MAPPED = """
 import sys, torch
 from gguflora.arch import model_spec
