@@ -83,6 +83,24 @@ class Planned:
 
 
 @dataclass(frozen=True)
+class MemoryPlanned:
+    """What training will take at its peak.
+
+    Attributes:
+        parts: bytes, by what takes them.
+        usable: bytes that a program could take now.
+    """
+
+    parts: dict[str, int]
+    usable: int
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something that could change the result, or that the user should know."""
 
@@ -222,6 +240,7 @@ Event = (
     | DataReady
     | FirstExample
     | Planned
+    | MemoryPlanned
     | Warned
     | Resumed
     | StepDone

@@ -89,7 +89,10 @@ def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]
         return TORCH, "numba is not installed"
     if libgomp() is None:
         return TORCH, "torch has no libgomp here"
-    return compiled(), "by numba, on torch's threads"
+    try:
+        return compiled(), "by numba, on torch's threads"
+    except ImportError as error:  # as a rule numpy is newer than this numba knows
+        return TORCH, f"numba can't be imported: {error}"
 
 
 @cache

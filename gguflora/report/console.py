@@ -26,6 +26,7 @@ from gguflora.events import (
     FirstBatch,
     FirstExample,
     Halved,
+    MemoryPlanned,
     ModelLoaded,
     Planned,
     Resumed,
@@ -143,6 +144,8 @@ def lines_of(event: Event) -> list[str]:
             return _first_example(event)
         case Planned():
             return _plan(event)
+        case MemoryPlanned():
+            return _memory(event)
         case Verified():
             return _verified(event)
         case Answer():
@@ -286,6 +289,15 @@ def _plan(event: Planned) -> list[str]:
         f"          {event.total_steps} steps, {event.steps_per_epoch} an epoch, {event.warmup_steps} of warm-up",
     ]
     return lines + [f"          {name}: {_text(value)}" for name, value in event.choices.items()]
+
+
+def _memory(event: MemoryPlanned) -> list[str]:
+    parts = ", ".join(f"{name} {size / _MB:.0f}" for name, size in event.parts.items())
+    color = "bold" if event.total <= event.usable else "yellow"
+    return [
+        f"[{color}]Memory[/]    about {event.total / _MB:.0f} MB at the peak, of {event.usable / _MB:.0f} free:",
+        f"          {parts}",
+    ]
 
 
 def _verified(event: Verified) -> list[str]:

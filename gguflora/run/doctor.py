@@ -59,6 +59,7 @@ def examine() -> Iterator[Finding]:
     yield _python()
     yield from _packages()
     yield _instruction_set()
+    yield _operations()
     yield _threads()
     yield from memory_findings(memory())
     yield disk_finding("disk here", Path.cwd())
@@ -106,7 +107,7 @@ def _packages() -> Iterator[Finding]:
         return
     yield Finding("gguflora", "pass", found)
     for requirement in requirements:
-        if _OPTIONAL not in requirement:
+        if _OPTIONAL not in requirement and not requirement.startswith("numba"):  # see _operations
             yield package_finding(requirement)
 
 
@@ -162,6 +163,20 @@ def _instruction_set() -> Finding:
     known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     found = f"{' '.join(known) or platform.machine()}; computes in {str(dtype).removeprefix('torch.')}: {why}"
     return Finding("processor", "pass", found)
+
+
+def _operations() -> Finding:
+    name = "operations"
+    try:
+        from gguflora.kernels import choose_dtype
+        from gguflora.kernels.operations import TORCH, choose_operations
+    except (ImportError, OSError):
+        return Finding(name, "warn", "not known without torch", "install torch first")
+    operations, why = choose_operations(choose_dtype()[0], "auto")
+    if operations is not TORCH:
+        return Finding(name, "pass", f"compiled ({why})")
+    fix = "pip install --upgrade numba" if "numba" in why else "nothing: training is right, and about a tenth slower"
+    return Finding(name, "warn", f"torch's own: {why}", fix)
 
 
 def _threads() -> Finding:

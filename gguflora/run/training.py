@@ -19,7 +19,7 @@ from gguflora import llamacpp
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
 from gguflora.data import Conversation, Encoded, Example
 from gguflora.errors import GgufloraError
-from gguflora.events import Event, Finished, Planned, Warned
+from gguflora.events import Event, Finished, MemoryPlanned, Planned, Warned
 from gguflora.gguf import ChatSetting
 from gguflora.kernels.operations import Operations
 from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pairs
@@ -28,12 +28,15 @@ from gguflora.run.choices import Choices, choose
 from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_example, make_dataset
 from gguflora.run.folder import check_folder, claim_folder, read_record, write_record
 from gguflora.run.initial import file_hash, initial_pairs
+from gguflora.run.machine import memory
+from gguflora.run.memory_plan import LESS_MEMORY, Setting, memory_plan
 from gguflora.run.opening import Base, model_loaded, open_base
 from gguflora.run.setting import bound_product_caches, environment, set_threads
 from gguflora.run.start import Start, resumed_start
 from gguflora.run.template import chat_setting
 from gguflora.run.verify import answers, verify
 from gguflora.train import Checkpoints, Job, State, first_batch, new_state, summary, train
+from gguflora.train.memory import resident_bytes
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,8 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     old = read_record(folder) if folder and request.resume else None
     bound_product_caches()
     choices = choose(request.compute, base.spec, set_threads(request.training.threads), old)
+    about_memory = _about_memory(request, base, dataset, pairs, choices)
+    yield from about_memory
     decoder = load_decoder(base.gguf, base.spec, choices.dtype, choices.packed)
     setup = Setup(
         base=base,
@@ -140,7 +145,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
         yield from _train(request, setup, outcome.state)
         return
     with claim_folder(folder, request.resume):
-        yield from _recorded(request, folder, setup, outcome, [opened, *about_data])
+        yield from _recorded(request, folder, setup, outcome, [opened, *about_data, *about_memory])
 
 
 def _about_data(request: Request, base: Base, dataset: Dataset) -> list[Event]:
@@ -149,6 +154,22 @@ def _about_data(request: Request, base: Base, dataset: Dataset) -> list[Event]:
     if base.template.notice and any(isinstance(example.content, Conversation) for example in request.examples):
         warned.append(Warned(base.template.notice))
     return [data_ready(dataset, request.bad_records), *warned, first_example(base, dataset.train.encoded[0])]
+
+
+def _about_memory(
+    request: Request, base: Base, dataset: Dataset, pairs: dict[str, LoraPair], choices: Choices
+) -> list[Event]:
+    if choices.operations is None:
+        return []  # autograd's own graph
+    compute = request.compute
+    longest = int(max(len(example.tokens) for example in dataset.train.encoded))
+    tokens = min(compute.micro_batch_tokens, request.training.batch_size * longest) if compute.packing == "on" else 0
+    setting = Setting(choices.dtype, choices.packed, tokens, longest, compute.recompute == "on")
+    parts = {"process": resident_bytes()} | memory_plan(base.gguf, base.spec, pairs, setting)
+    planned = MemoryPlanned(parts, memory().usable)
+    if planned.total <= planned.usable:
+        return [planned]
+    return [planned, Warned("training may take more memory than is free; " + LESS_MEMORY)]
 
 
 def _recorded(request: Request, folder: Path, setup: Setup, outcome: Outcome, told: list[Event]) -> Iterator[Event]:

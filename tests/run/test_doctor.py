@@ -172,6 +172,19 @@ def test_the_dtype_and_its_reason_are_told(monkeypatch: pytest.MonkeyPatch, flag
     assert f"computes in {dtype}: the processor has" in found
 
 
+def test_compiled_operations_pass_and_without_numba_torchs_own_are_a_warning(monkeypatch: pytest.MonkeyPatch):
+    found = finding("operations")
+    assert (found.state, found.found.split()[0]) == ("pass", "compiled")
+    monkeypatch.setattr("gguflora.kernels.operations.compiled", broken_numba)
+    found = finding("operations")
+    assert (found.state, found.found) == ("warn", "torch's own: numba can't be imported: needs NumPy 2.3 or less")
+    assert found.fix == "pip install --upgrade numba"
+
+
+def broken_numba() -> None:
+    raise ImportError("needs NumPy 2.3 or less")
+
+
 def test_the_threads_are_those_that_a_run_takes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     assert finding("threads").found.startswith("1;")
