@@ -60,10 +60,14 @@ def _symbol(name: str) -> int:
     return int(ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0)
 
 
-part = njit(fastmath=FASTMATH, error_model="numpy")
-"""A function that kernels call."""
+part = njit(fastmath=FASTMATH, error_model="numpy", forceinline=True)
+"""A function that kernels call.
 
-exactly = njit(error_model="numpy")
+It is compiled into each of them. Left to the linker, a kernel from numba's cache would call another copy of it than the
+kernel that was compiled in the process, optimised otherwise: the first run on a machine would have other bits.
+"""
+
+exactly = njit(error_model="numpy", forceinline=True)
 """The same where every rounding counts."""
 
 _thread_number = types.ExternalFunction("gguflora_omp_get_thread_num", types.int32())
@@ -165,7 +169,7 @@ def put(array: Any, index: Any, value: Any) -> None:
     """Write float32 `value` to array[index]."""
 
 
-OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
+OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True}
 
 
 # numba wants the versions' signatures, annotations too, to be those of what chooses among them.
@@ -191,7 +195,7 @@ def _put(array: Any, index: Any, value: Any) -> Any:  # noqa: ARG001
     return put_half if array.dtype == types.uint16 else put_float
 
 
-@njit(fastmath=FASTMATH | {"nnan"}, error_model="numpy")
+@njit(fastmath=FASTMATH | {"nnan"}, error_model="numpy", forceinline=True)
 def larger(a: Any, b: Any) -> Any:
     """The larger of two numbers. Of a row with a NaN the largest may be anything: what is computed with it is NaN."""
     return a if a > b else b

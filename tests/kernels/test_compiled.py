@@ -5,7 +5,11 @@ What each operation is, and that its gradient is right, is held by the other fil
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -195,3 +199,34 @@ def test_blocks_give_the_bits_of_torchs_version(type: GgmlType, dtype: torch.dty
     assert torch.isfinite(sides[0]).float().mean() > 0.9
     assert torch.equal(sides[0].isnan(), sides[1].isnan())
     assert torch.equal(sides[0].nan_to_num(), sides[1].nan_to_num())
+
+
+RESULTS = """
+import hashlib, torch
+from gguflora.kernels.operations import compiled
+from tests.kernels.test_compiled import CASES
+
+for name, case in CASES.items():
+    for dtype in (torch.float32, torch.bfloat16):
+        values = case(compiled(), dtype, torch.clone).values()
+        print(name, dtype, hashlib.sha256(b"".join(value.float().numpy().tobytes() for value in values)).hexdigest())
+"""
+
+
+def test_a_process_that_compiles_gives_the_bits_of_one_that_finds_it_compiled(tmp_path: Path) -> None:
+    """The first run on a machine compiles, later ones load from numba's cache: the same command, the same bits."""
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", RESULTS],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+        ).stdout
+        for _ in range(2)
+    )
+    assert first.count("\n") == 2 * len(CASES)
+    assert first == second
+    assert list(tmp_path.rglob("*.nbi")), "numba wrote no cache there: nothing was compared"

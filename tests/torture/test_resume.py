@@ -259,7 +259,9 @@ def test_killed_after_training_only_the_report_is_made_up_for(
 ):
     """Training is saved as finished before the check in llama.cpp; a kill during that check must not lose it."""
     folder = tmp_path / "run"
-    monkeypatch.setattr("gguflora.run.training._check_in_llamacpp", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "gguflora.run.training._check_in_llamacpp", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     assert command(*given.arguments(folder)) == 130
     checked: list[Path] = []
     made_up_for = "gguflora.run.training._check_in_llamacpp"
