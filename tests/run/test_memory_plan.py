@@ -12,15 +12,18 @@ import pytest
 PEAK = """
 import json, sys
 from pathlib import Path
-from gguflora import ComputeConfig, DataConfig, LoraConfig, TrainingConfig, load_jsonl
+from gguflora import ComputeConfig, DataConfig, Example, LoraConfig, TrainingConfig
 from gguflora.events import MemoryPlanned
 from gguflora.run.training import Outcome, Request, run
 
 model, data, compute, rank = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+chats = [json.loads(line)["messages"] for line in data.read_text().splitlines()[:96]]
+# Gemma's file has no chat template.
+examples = [Example.completion(question["content"], answer["content"]) for question, answer in chats]
 request = Request(
-    model=model, examples=load_jsonl(data)[:96], validation=None, lora=LoraConfig(rank=rank),
+    model=model, examples=examples, validation=None, lora=LoraConfig(rank=rank),
     data=DataConfig(validation_split=0.0), training=TrainingConfig(batch_size=8, max_steps=6),
-    compute=ComputeConfig(**compute),
+    compute=ComputeConfig(**compute), output_dir=None,
 )
 planned = None
 for event in run(request, Outcome()):

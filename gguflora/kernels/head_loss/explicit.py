@@ -76,6 +76,7 @@ def forward_backward(
             da_part, db_part = (gradient.to(wide) for gradient in gradients)
             da = da_part if da is None else da.add_(da_part)
             db = db_part if db is None else db.add_(db_part)
+        del logits  # before the next chunk's are made: at a vocabulary of 262k they are all the memory there is
     return torch.cat(parts), HeadGradients(dx, da, db)
 
 
