@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         load_jsonl,
         load_parquet,
         load_text,
+        open_examples,
         save_jsonl,
         train_validation_split,
     )
@@ -52,6 +53,7 @@ _HOMES = {
     "load_jsonl": "data",
     "load_parquet": "data",
     "load_text": "data",
+    "open_examples": "data",
     "save_jsonl": "data",
     "train_validation_split": "data",
     "GgufloraError": "errors",
@@ -80,6 +82,7 @@ __all__ = [
     "load_jsonl",
     "load_parquet",
     "load_text",
+    "open_examples",
     "save_jsonl",
     "train_validation_split",
 ]

@@ -102,16 +102,16 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
     """
     from rich.console import Console
 
-    from gguflora.data import load_examples
+    from gguflora.data import open_examples
     from gguflora.events import Finished, as_dict
     from gguflora.report import ConsoleReport
     from gguflora.run.template import own_options, serve_options
     from gguflora.run.training import Outcome, Request, run
 
     bad_records: list[str] = []
-    examples = load_examples(data, reading, bad_records.append)
-    measured = replace(reading, source_weight=())
-    validation = load_examples(data_config.validation, measured, bad_records.append) if data_config.validation else None
+    examples = open_examples(data, reading, bad_records.append)
+    measured, others = replace(reading, source_weight=()), data_config.validation
+    validation = open_examples(others, measured, bad_records.append) if others else None
     console = Console(stderr=json, highlight=False)
     stopped_by = None
     with _signal_watch() as stop, ConsoleReport(console, training.logging_steps) as report:

@@ -115,10 +115,14 @@ class DataConfig:
     validation_split: float | None = None
     """Share of the examples to measure on instead (0 to below 1); else 10 % of 100 or more, at most 200."""
 
+    token_cache: Switch = "on"
+    """Keep the tokens of large data for the next run, in the user's cache folder; off makes them anew."""
+
     def __post_init__(self) -> None:
         _at_least("--max-length", self.max_length, 2)
         _one_of("--overlong", self.overlong, Overlong)
         _one_of("--train-on", self.train_on, TrainOn)
+        _one_of("--token-cache", self.token_cache, Switch)
         if self.validation_split is not None:
             _require(
                 0 <= self.validation_split < 1,

@@ -43,7 +43,7 @@ def data_show(
     """
     from rich.console import Console
 
-    from gguflora.data import load_examples
+    from gguflora.data import open_examples
     from gguflora.report.shown import shown
     from gguflora.report.text import harmless
     from gguflora.run.data_check import show
@@ -53,7 +53,7 @@ def data_show(
     def warn(bad_record: str) -> None:
         print(f"skipped: {harmless(bad_record)}", file=sys.stderr)
 
-    examples = load_examples(data, reading, warn)
+    examples = open_examples(data, reading, warn)
     for example in show(model, examples, data_config, template, limit):
         console.print(shown(example, ids=ids, colour=console.is_terminal), soft_wrap=True)
     return 0
@@ -86,14 +86,14 @@ def data_check(  # noqa: PLR0913 (one parameter for each group of options)
         seed: Decides the split.
         json: Print one JSON object on one line.
     """
-    from gguflora.data import load_examples
+    from gguflora.data import open_examples
     from gguflora.report.checked import as_json, lines_of
     from gguflora.run.data_check import check
 
     bad_records: list[str] = []
-    examples = load_examples(data, reading, bad_records.append)
-    measured = replace(reading, source_weight=())
-    validation = load_examples(data_config.validation, measured, bad_records.append) if data_config.validation else None
+    examples = open_examples(data, reading, bad_records.append)
+    measured, others = replace(reading, source_weight=()), data_config.validation
+    validation = open_examples(others, measured, bad_records.append) if others else None
     training = TrainingConfig(batch_size=batch_size, epochs=epochs, seed=seed)
     facts = check(model, examples, validation, data_config, template, training, bad_records)
     if json:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from gguflora.errors import MachineError
 
 TEMPORARY_SUFFIX = ".partial"
+_FOR_LARGE_FILES = Path("/var/tmp")  # a disk also where /tmp is memory (file-hierarchy(7) of systemd)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -55,6 +57,27 @@ def write_bytes(path: Path, data: bytes) -> None:
         file.write(data)
 
     write_atomically(path, write)
+
+
+@contextlib.contextmanager
+def unnamed_file() -> Iterator[BinaryIO]:
+    """A temporary file for much data, without a name: nothing is left of it, however the process ends.
+
+    It is in the folder that TMPDIR names; without it in /var/tmp. A memory map of it outlives the `with` block.
+
+    Raises:
+        MachineError: the system refused, then or in the block.
+    """
+    large = _FOR_LARGE_FILES if os.access(_FOR_LARGE_FILES, os.W_OK | os.X_OK) else None
+    folder = os.environ.get("TMPDIR") or large or tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            yield file
+    except OSError as error:
+        raise MachineError(
+            f"A temporary file in {folder} could not be written: {error.strerror or error}; make room there or set "
+            "TMPDIR to another folder."
+        ) from error
 
 
 def remove_leftovers(folder: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
@@ -56,16 +56,16 @@ class LoraTrainer:
 
     def train(
         self,
-        examples: Sequence[Example],
+        examples: Iterable[Example],
         *,
-        validation: Sequence[Example] | None = None,
+        validation: Iterable[Example] | None = None,
         on_event: Callable[[Event], None] | None = None,
         resume: bool = False,
     ) -> Finished:
         """Train on `examples` and give the summary.
 
         Args:
-            examples: what to learn.
+            examples: what to learn; a list, or what can be gone through several times and reads files anew each time.
             validation: examples to measure on; without them some are split off as data_config says.
             on_event: called with everything that happens (gguflora.events).
             resume: go on from the newest state in output_dir.

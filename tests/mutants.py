@@ -220,6 +220,20 @@ MUTANTS = (
         "tests/data/test_overlong.py",
     ),
     Mutant(
+        "a damaged file of tokens is trusted",
+        "data/store.py",
+        "    if _digest(data) != data[_SIZES.size : _HEADER]:",
+        "    if not data:",
+        "tests/data/test_store.py",
+    ),
+    Mutant(
+        "data that change between two readings are trained",
+        "run/tokens.py",
+        "            if number >= len(ids) or (self.wanted[number] and ids[number].tobytes() != id_of(example)):",
+        "            if number >= len(ids):",
+        "tests/run/test_tokens.py",
+    ),
+    Mutant(
         "packed documents are one",
         "data/packing.py",
         "        document_starts=np.cumsum([0, *lengths], dtype=np.int64),",

@@ -1,5 +1,6 @@
 """Examples: made or loaded, turned into tokens and labels, ordered, and packed into micro-batches."""
 
+from gguflora.data.catalogue import Catalogue, catalogue_of, id_of
 from gguflora.data.chunks import chunk
 from gguflora.data.encoded import NOT_TRAINED, Encoded
 from gguflora.data.example import Completion, Conversation, Example, Message
@@ -16,31 +17,47 @@ from gguflora.data.formats import (
 )
 from gguflora.data.labels import encode_example
 from gguflora.data.order import permutation, step_indices, steps_per_epoch
-from gguflora.data.packing import MicroBatch, best_fit, pack
-from gguflora.data.preparation import Prepared, filter_by_length, prepare, prepare_one
+from gguflora.data.packing import MicroBatch, best_fit, pack, packed
+from gguflora.data.preparation import Account, Prepared, encode_all, filter_by_length, prepare, prepare_one
 from gguflora.data.reading import iterate_examples
 from gguflora.data.rows import rows_of, switches_of
-from gguflora.data.split import default_validation_share, duplicate_count, overlap_count, train_validation_split
+from gguflora.data.split import (
+    choose_validation,
+    default_validation_share,
+    overlap,
+    repeats,
+    train_validation_split,
+)
+from gguflora.data.store import EncodedStore, lengths_of, map_store, open_store, trained_tokens, write_store
+from gguflora.data.streamed import StreamedExamples, open_examples
 from gguflora.data.tools import ToolCall
 
 __all__ = [
     "NOT_TRAINED",
+    "Account",
+    "Catalogue",
     "Completion",
     "Conversation",
     "Encoded",
+    "EncodedStore",
     "Example",
     "Message",
     "MicroBatch",
     "Prepared",
+    "StreamedExamples",
     "ToolCall",
     "best_fit",
+    "catalogue_of",
+    "choose_validation",
     "chunk",
     "dataset_hash",
     "default_validation_share",
-    "duplicate_count",
+    "encode_all",
     "encode_example",
     "filter_by_length",
+    "id_of",
     "iterate_examples",
+    "lengths_of",
     "load_alpaca",
     "load_conversations",
     "load_csv",
@@ -48,15 +65,22 @@ __all__ = [
     "load_jsonl",
     "load_parquet",
     "load_text",
-    "overlap_count",
+    "map_store",
+    "open_examples",
+    "open_store",
+    "overlap",
     "pack",
+    "packed",
     "permutation",
     "prepare",
     "prepare_one",
+    "repeats",
     "rows_of",
     "save_jsonl",
     "step_indices",
     "steps_per_epoch",
     "switches_of",
     "train_validation_split",
+    "trained_tokens",
+    "write_store",
 ]

@@ -18,13 +18,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from gguflora.data.encoded import Encoded
+from gguflora.data.store import lengths_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +61,16 @@ def pack(
         micro_batch_tokens: most tokens in a row; a longer example has a row of its own (1: every one has).
         examples: (len(encoded),) the examples' numbers; 0, 1, ... if None.
     """
-    lengths = [len(example.tokens) for example in encoded]
+    return list(packed(encoded, micro_batch_tokens, examples))
+
+
+def packed(
+    encoded: Sequence[Encoded], micro_batch_tokens: int, examples: npt.NDArray[np.int64] | None = None
+) -> Iterator[MicroBatch]:
+    """As `pack`, one row at a time."""
     numbers = np.arange(len(encoded)) if examples is None else examples
-    return [_row([encoded[index] for index in row], numbers[row]) for row in best_fit(lengths, micro_batch_tokens)]
+    for row in best_fit(lengths_of(encoded).tolist(), micro_batch_tokens):
+        yield _row([encoded[index] for index in row], numbers[row])
 
 
 def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:

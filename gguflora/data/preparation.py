@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from gguflora.config import Overlong, TrainOn
 from gguflora.data.answers import opening
@@ -35,16 +33,29 @@ class Prepared:
     """What is trained, and what is not.
 
     Attributes:
-        encoded: in the order of the examples.
+        encoded: in the order of the examples; in memory, or in a file (store.py).
         skipped: reason -> sources of the examples that were left out for it.
         altered: what was done -> sources of the examples that are not trained as they stand.
         endless: sources of what is encoded without training a token that ends generation.
     """
 
-    encoded: tuple[Encoded, ...]
+    encoded: Sequence[Encoded]
     skipped: Mapping[str, tuple[str, ...]]
     altered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     endless: tuple[str, ...] = ()
+
+
+@dataclass
+class Account:
+    """What has become of the examples that were encoded so far, as `Prepared` has it."""
+
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+    altered: dict[str, list[str]] = field(default_factory=dict)
+    endless: list[str] = field(default_factory=list)
+
+    def about(self, encoded: Sequence[Encoded]) -> Prepared:
+        """The account of what was encoded."""
+        return Prepared(encoded, _frozen(self.skipped), _frozen(self.altered), tuple(self.endless))
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class PreparedOne:
 
 
 def prepare(
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     tokenizer: Tokenizer,
     template: ChatTemplate,
     max_length: int,
@@ -80,22 +91,44 @@ def prepare(
     Raises:
         DataError: an example can't be encoded, or none is left.
     """
-    encoded: list[Encoded] = []
-    skipped: dict[str, list[str]] = {}
-    altered: dict[str, list[str]] = {}
+    account = Account()
+    encoded = tuple(
+        encode_all(examples, tokenizer, template, max_length, account, train_on=train_on, overlong=overlong)
+    )
+    return account.about(encoded)
+
+
+def encode_all(
+    examples: Iterable[Example],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    max_length: int,
+    account: Account,
+    *,
+    train_on: TrainOn = "all",
+    overlong: Overlong = "drop",
+) -> Iterator[Encoded]:
+    """As `prepare`, one at a time; what becomes of each is written into `account`, which is complete at the end.
+
+    Raises:
+        DataError: an example can't be encoded, or, at the end, there was none to train.
+    """
+    endings = frozenset(tokenizer.vocabulary.eog)
+    empty = True
     for number, example in enumerate(examples, 1):
         named = example if example.source else replace(example, source=f"example {number}")
         one = prepare_one(named, tokenizer, template, max_length, train_on=train_on, overlong=overlong)
-        encoded += one.pieces
         if one.skipped:
-            skipped.setdefault(one.skipped, []).append(named.source)
+            account.skipped.setdefault(one.skipped, []).append(named.source)
         for what in one.altered:
-            altered.setdefault(what, []).append(named.source)
-    if not encoded:
-        raise DataError(_nothing_left(skipped, max_length))
-    endings = list(tokenizer.vocabulary.eog)
-    endless = tuple(one.source for one in encoded if not np.isin(one.labels, endings).any())
-    return Prepared(tuple(encoded), _frozen(skipped), _frozen(altered), endless)
+            account.altered.setdefault(what, []).append(named.source)
+        for piece in one.pieces:
+            empty = False
+            if endings.isdisjoint(piece.labels.tolist()):
+                account.endless.append(piece.source)
+            yield piece
+    if empty:
+        raise DataError(_nothing_left(account.skipped, max_length))
 
 
 def prepare_one(

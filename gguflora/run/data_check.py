@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from gguflora.config import DataConfig, TemplateConfig, TrainingConfig
-from gguflora.data import Encoded, Example, duplicate_count, prepare_one, steps_per_epoch
+from gguflora.data import Encoded, Example, lengths_of, prepare_one, steps_per_epoch
 from gguflora.data.preparation import EMPTY_ANSWER
 from gguflora.report.checked import DataFacts
 from gguflora.report.shown import ShownExample, ShownPiece
@@ -19,7 +19,7 @@ from gguflora.run.opening import Base, open_base
 
 
 def show(
-    model: Path, examples: Sequence[Example], config: DataConfig, template: TemplateConfig, limit: int
+    model: Path, examples: Iterable[Example], config: DataConfig, template: TemplateConfig, limit: int
 ) -> Iterator[ShownExample]:
     """The first `limit` examples that can be trained, as training would see them.
 
@@ -47,8 +47,8 @@ def show(
 
 def check(
     model: Path,
-    examples: Sequence[Example],
-    validation: Sequence[Example] | None,
+    examples: Iterable[Example],
+    validation: Iterable[Example] | None,
     config: DataConfig,
     template: TemplateConfig,
     training: TrainingConfig,
@@ -66,7 +66,7 @@ def check(
     skipped = {BAD_RECORD: list(bad_records)} if bad_records else {}
     skipped |= together(part.skipped for part in (dataset.train, dataset.validation))
     return DataFacts(
-        examples=len(examples) + len(validation or ()),
+        examples=dataset.given,
         train=ready.train_examples,
         validation=ready.validation_examples,
         validation_from=ready.validation_from,
@@ -74,10 +74,10 @@ def check(
         trained_tokens=ready.trained_tokens,
         share=ready.trained_tokens / ready.train_tokens,
         lengths=ready.lengths,
-        histogram=histogram([len(one.tokens) for one in dataset.train.encoded]),
+        histogram=histogram(lengths_of(dataset.train.encoded).tolist()),
         skipped=skipped,
         altered=together(part.altered for part in (dataset.train, dataset.validation)),
-        duplicates=duplicate_count(examples),
+        duplicates=dataset.duplicates,
         overlap=dataset.overlap,
         empty=len(skipped.get(EMPTY_ANSWER, [])),
         endless=len(dataset.train.endless),

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gguflora.config import DataConfig
 from gguflora.data import (
-    Conversation,
     Encoded,
     Example,
     Prepared,
+    catalogue_of,
+    choose_validation,
     default_validation_share,
-    overlap_count,
-    prepare,
-    train_validation_split,
+    lengths_of,
+    overlap,
+    repeats,
+    trained_tokens,
 )
 from gguflora.errors import DataError
 from gguflora.events import DataReady, FirstExample
 from gguflora.run.opening import Base
+from gguflora.run.tokens import Part, prepared
 
 BAD_RECORD = "bad record"
 _NAMED = 3  # skipped examples named for each reason
@@ -33,40 +36,70 @@ class Dataset:
 
     Attributes:
         validation_from: where the validation examples are from, in words.
+        given: examples, before any was left out.
+        duplicates: of the examples to train (or to split), those that repeat an earlier one.
+        conversations: whether one of those is a conversation.
         overlap: validation examples that are trained as well.
     """
 
     train: Prepared
     validation: Prepared
     validation_from: str
+    given: int
+    duplicates: int
+    conversations: bool
     overlap: int
 
 
 def make_dataset(
-    base: Base, examples: Sequence[Example], validation: Sequence[Example] | None, config: DataConfig, seed: int
+    base: Base, examples: Iterable[Example], validation: Iterable[Example] | None, config: DataConfig, seed: int
 ) -> Dataset:
     """Split (unless `validation` is given), tokenise and mask.
+
+    Args:
+        base: whose tokens and template they get.
+        examples: gone through two or three times, and never held (a mere iterator is made a list).
+        validation: likewise.
+        config: how they are split and encoded.
+        seed: decides the split.
 
     Raises:
         DataError: an example can't be encoded, none is left to train, or no answer's end is trained.
     """
-    if validation is not None:
-        train, source = list(examples), "given"
-    else:
-        share = config.validation_split
-        source = "split off" if share else "none asked for" if share == 0 else "10 % split off, at most 200"
-        if share is None:
-            share = default_validation_share(len(examples))
-            source = source if share else "none below 100 examples"
-        train, validation = train_validation_split(examples, share, seed)
+    examples = list(examples) if isinstance(examples, Iterator) else examples
+    validation = list(validation) if isinstance(validation, Iterator) else validation
+    train, measured, source = _parts(examples, validation, config, seed)
+    given, contents = validation is not None, train.known.contents  # a split has no content on both sides
     dataset = Dataset(
-        train=_prepared(base, train, config),
-        validation=_prepared(base, validation, config) if validation else Prepared((), {}),
+        train=prepared(base, train, config),
+        validation=prepared(base, measured, config) if len(measured) else Prepared((), {}),
         validation_from=source,
-        overlap=overlap_count(train, validation),
+        given=len(train.wanted) + (len(measured) if given else 0),
+        duplicates=repeats(contents),
+        conversations=bool(train.known.conversations.any()),
+        overlap=overlap(contents, measured.known.contents) if given else 0,
     )
     _require_endings(train, dataset.train)
     return dataset
+
+
+def _parts(
+    examples: Iterable[Example], validation: Iterable[Example] | None, config: DataConfig, seed: int
+) -> tuple[Part, Part, str]:
+    """What is trained, what is measured, and where the latter is from, in words."""
+    known = catalogue_of(examples)
+    count = len(known.conversations)
+    if validation is not None:
+        other = catalogue_of(validation)
+        all_of_it = Part(validation, other, np.ones(len(other.conversations), np.bool_))
+        return Part(examples, known, np.ones(count, np.bool_)), all_of_it, "given"
+    share = config.validation_split
+    source = "split off" if share else "none asked for" if share == 0 else "10 % split off, at most 200"
+    if share is None:
+        share = default_validation_share(count)
+        source = source if share else "none below 100 examples"
+    chosen = choose_validation(known.contents, share, seed)
+    return Part(examples, known, ~chosen), Part(examples, known, chosen), source
 
 
 def data_ready(dataset: Dataset, bad_records: Sequence[str] = ()) -> DataReady:
@@ -81,16 +114,16 @@ def data_ready(dataset: Dataset, bad_records: Sequence[str] = ()) -> DataReady:
     skipped = bad | together(part.skipped for part in parts)
     altered = together(part.altered for part in parts)
     encoded = dataset.train.encoded
-    lengths = sorted(len(example.tokens) for example in encoded)
+    lengths = np.sort(lengths_of(encoded))
     return DataReady(
         train_examples=len(encoded),
         validation_examples=len(dataset.validation.encoded),
         validation_from=dataset.validation_from,
         skipped={reason: len(sources) for reason, sources in skipped.items()},
         skipped_examples={reason: sources[:_NAMED] for reason, sources in skipped.items()},
-        train_tokens=sum(lengths),
-        trained_tokens=int(sum((example.labels >= 0).sum() for example in encoded)),
-        lengths=(lengths[0], lengths[len(lengths) // 2], lengths[-1]),
+        train_tokens=int(lengths.sum()),
+        trained_tokens=trained_tokens(encoded),
+        lengths=(int(lengths[0]), int(lengths[len(lengths) // 2]), int(lengths[-1])),
         altered={what: len(sources) for what, sources in altered.items()},
         altered_examples={what: sources[:_NAMED] for what, sources in altered.items()},
     )
@@ -107,27 +140,16 @@ def first_example(base: Base, encoded: Encoded) -> FirstExample:
     return FirstExample(encoded.source, pieces)
 
 
-def _prepared(base: Base, examples: Sequence[Example], config: DataConfig) -> Prepared:
-    return prepare(
-        examples,
-        base.tokenizer,
-        base.template,
-        config.max_length,
-        train_on=config.train_on,
-        overlong=config.overlong,
-    )
-
-
-def _require_endings(examples: Sequence[Example], prepared: Prepared) -> None:
+def _require_endings(train: Part, trained: Prepared) -> None:
     """Refuse conversations none of which trains a token that ends an answer: the model would never stop.
 
     Raises:
         DataError: that is so; names the first.
     """
-    conversations = any(isinstance(example.content, Conversation) for example in examples)
-    if conversations and len(prepared.endless) == len(prepared.encoded):
+    conversations = train.known.conversations[train.wanted].any()
+    if conversations and len(trained.endless) == len(trained.encoded):
         raise DataError(
-            f"No example trains a token that ends an answer (the first is {prepared.endless[0]}), so the model would "
+            f"No example trains a token that ends an answer (the first is {trained.endless[0]}), so the model would "
             "never learn to stop; raise --max-length, or use --overlong drop or truncate-left."
         )
 

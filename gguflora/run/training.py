@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 from gguflora import llamacpp
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
-from gguflora.data import Conversation, Encoded, Example
+from gguflora.data import Encoded, Example
 from gguflora.errors import GgufloraError
 from gguflora.events import Event, Finished, MemoryPlanned, Planned, Warned
 from gguflora.gguf import ChatSetting
@@ -44,7 +44,7 @@ class Request:
     """What is asked for.
 
     Attributes:
-        examples: to train; split according to `data` unless `validation` is given.
+        examples: to train, gone through several times; split according to `data` unless `validation` is given.
         output_dir: where checkpoints go; None writes nothing.
         resume: go on from the newest state in `output_dir`.
         stop: asked after each step for a reason to stop (a signal's name), or None.
@@ -54,8 +54,8 @@ class Request:
     """
 
     model: Path
-    examples: Sequence[Example]
-    validation: Sequence[Example] | None
+    examples: Iterable[Example]
+    validation: Iterable[Example] | None
     lora: LoraConfig
     data: DataConfig
     training: TrainingConfig
@@ -151,7 +151,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
 def _about_data(request: Request, base: Base, dataset: Dataset) -> list[Event]:
     overlap = f"{dataset.overlap} validation examples are trained as well: their loss measures memory."
     warned = [Warned(overlap)] if dataset.overlap else []
-    if base.template.notice and any(isinstance(example.content, Conversation) for example in request.examples):
+    if base.template.notice and dataset.conversations:
         warned.append(Warned(base.template.notice))
     return [data_ready(dataset, request.bad_records), *warned, first_example(base, dataset.train.encoded[0])]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gguflora.data import Encoded, MicroBatch, pack
+from gguflora.data import Encoded, MicroBatch, lengths_of, packed
 from gguflora.model import Decoder
 from gguflora.train.room import is_out_of_memory, nothing_left, shorter_rows
 from gguflora.train.step import Method, micro_batch_nll
@@ -30,10 +30,10 @@ def evaluate(decoder: Decoder, encoded: Sequence[Encoded], micro_batch_tokens: i
     Raises:
         MachineError: memory ran out on an example alone.
     """
-    lengths, limit = [len(example.tokens) for example in encoded], micro_batch_tokens
+    lengths, limit = lengths_of(encoded).tolist(), micro_batch_tokens
     while True:
         try:
-            nll = np.concatenate([token_nll(decoder, row, method) for row in pack(encoded, limit)])
+            nll = np.concatenate([token_nll(decoder, row, method) for row in packed(encoded, limit)])
             return Measured(float(nll.mean(dtype=np.float64)), len(nll))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -97,3 +97,25 @@ def test_standard_input_is_a_hyphen_among_the_data(model: Path, tmp_path: Path, 
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["examples"] == len(before) + 1
+
+
+def test_large_data_are_streamed_and_told_of_as_small_ones_are(
+    model: Path, table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """They are gone through three times; what is wrong with a record is counted once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(table.parent / "cache"))
+    told, options = [], ["--max-steps", "1", "--validation-split", "0.4", *COLUMNS, *SKIP]
+    for out, large, cache in (("small", 2**30, "on"), ("large", 1, "off"), ("kept", 1, "on"), ("again", 1, "on")):
+        monkeypatch.setattr("gguflora.data.streamed.LARGE", large)
+        monkeypatch.setattr("gguflora.run.tokens.MANY", large)
+        assert command("train", model, table, "--output-dir", out, "--token-cache", cache, *options) == 0
+        capsys.readouterr()
+        events = [json.loads(line) for line in Path(out, "metrics.jsonl").read_text().splitlines()]
+        told.append([event for event in events if event["event"] in ("data_ready", "first_example")])
+        kept = list(Path("cache").glob("gguflora/tokens/*"))
+        assert len(kept) == (2 if out in ("kept", "again") else 0)  # what is trained, and what is measured
+    assert told[0] == told[1] == told[2] == told[3]
+    assert told[0][0]["skipped"] == {"bad record": 2}
+    assert (told[0][0]["train_examples"], told[0][0]["validation_examples"]) == (2, 1)
+    adapters = [Path(out, "final_adapter.gguf").read_bytes() for out in ("small", "large", "kept", "again")]
+    assert len(set(adapters)) == 1

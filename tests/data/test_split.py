@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gguflora.data.example import Example
-from gguflora.data.split import (
-    default_validation_share,
-    duplicate_count,
-    overlap_count,
-    train_validation_split,
-)
+from gguflora.data.catalogue import contents_of
+from gguflora.data.example import Completion, Conversation, Example
+from gguflora.data.order import split_order
+from gguflora.data.split import default_validation_share, overlap, repeats, train_validation_split
 from gguflora.errors import DataError
 
 
@@ -34,7 +32,33 @@ def test_every_example_is_on_one_side_and_no_text_on_both(numbers: list[int], sh
     assert train
     assert validation
     assert not {example.content for example in train} & {example.content for example in validation}
-    assert overlap_count(train, validation) == 0
+    assert overlap(contents_of(train), contents_of(validation)) == 0
+
+
+def split_by_first_version(examples: list[Example], share: float, seed: int) -> set[int]:
+    """Which examples were measured in the version that had the contents themselves as keys, copied from there."""
+    groups: dict[Conversation | Completion, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(example.content, []).append(index)
+    wanted = min(max(1, round(share * len(examples))), len(examples) - 1)
+    of_content, chosen = list(groups.values()), set[int]()
+    for number in split_order(seed, len(of_content)):
+        if len(chosen) + len(of_content[number]) <= wanted:
+            chosen.update(of_content[number])
+    return chosen or set(min(of_content, key=len))
+
+
+@given(
+    st.lists(st.integers(0, 30), min_size=2, max_size=60).filter(lambda numbers: len(set(numbers)) > 1),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**40),
+)
+def test_the_split_is_that_of_the_first_version_so_that_its_runs_go_on(numbers: list[int], share: float, seed: int):
+    examples = [replace(example, source=str(n)) for n, example in enumerate(numbered(numbers))]
+    expected = split_by_first_version(examples, share, seed)
+    train, validation = train_validation_split(examples, share, seed)
+    assert [example.source for example in validation] == [str(n) for n in sorted(expected)]
+    assert [example.source for example in train] == [str(n) for n in range(len(examples)) if n not in expected]
 
 
 @given(st.integers(2, 300), st.floats(0.01, 0.99), st.integers(0, 2**40))
@@ -85,5 +109,7 @@ def test_the_default_is_a_tenth_capped_at_200_from_100_examples_on(n: int, measu
 
 
 def test_duplicates_and_overlap_are_counted():
-    assert duplicate_count(numbered([1, 2, 1, 1])) == 2
-    assert overlap_count(numbered([1, 2]), numbered([2, 2, 3])) == 2
+    assert repeats(contents_of(numbered([1, 2, 1, 1]))) == 2
+    assert repeats(contents_of([])) == 0
+    assert overlap(contents_of(numbered([1, 2])), contents_of(numbered([2, 2, 3]))) == 2
+    assert overlap(contents_of(numbered([1, 2])), contents_of([])) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gguflora.errors import MachineError
-from gguflora.storage import TEMPORARY_SUFFIX, remove_leftovers, write_atomically, write_bytes
+from gguflora.storage import TEMPORARY_SUFFIX, remove_leftovers, unnamed_file, write_atomically, write_bytes
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -133,3 +134,35 @@ def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path):
 def test_without_leftovers_or_folder_nothing_is_removed(tmp_path):
     assert remove_leftovers(tmp_path) == 0
     assert remove_leftovers(tmp_path / "absent") == 0
+
+
+def test_a_file_without_a_name_can_be_mapped_and_leaves_nothing(tmp_path, monkeypatch):
+    """The map goes on after the file is closed; on the disk nothing is seen, so nothing stays after a kill."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with unnamed_file() as file:
+        file.write(b"much data")
+        file.flush()
+        assert files(tmp_path) == {}
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    assert data[:] == b"much data"
+    data.close()
+
+
+def test_where_a_file_without_a_name_cannot_be_made_the_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "absent"))
+    told = r"A temporary file in .*absent could not be written: .*set TMPDIR"
+    with pytest.raises(MachineError, match=told), unnamed_file():
+        pass
+
+
+def test_a_disk_that_fills_while_a_file_without_a_name_is_written_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    with pytest.raises(MachineError, match="No space left on device; make room there"), unnamed_file():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_much_data_is_not_put_where_temporary_files_may_be_memory(tmp_path, monkeypatch):
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr("gguflora.storage._FOR_LARGE_FILES", tmp_path)
+    with unnamed_file() as file:
+        assert Path(f"/proc/self/fd/{file.fileno()}").readlink().parent == tmp_path
