@@ -63,7 +63,7 @@ DATA = DataReady(
 EXAMPLE = FirstExample(
     "d.jsonl:1", [("<|im_start|>user\nHi<|im_end|>\n", False), ("Hello<|im_end|>", True), ("\n", False)]
 )
-MEMORY = MemoryPlanned({"process": 250_000_000, "weights": 245_000_000}, 20_000_000_000)
+MEMORY = MemoryPlanned({"process": 250 * 2**20, "weights": 245 * 2**20}, 20_000 * 2**20)
 PLAN = Planned({"attn_q": 30, "ffn_up": 30}, 4_884_480, 16, 32.0, 288, 96, 9, {"threads": "2 (as asked)"})
 CHECK = Verified(1234, 2.5, 2.51, 0.5, 0.505, True, 0.02, True)
 ANSWER = Answer("user\nHi", "Hello", "I don't know", "Hello")
