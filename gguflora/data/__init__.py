@@ -21,6 +21,7 @@ from gguflora.data.preparation import Prepared, filter_by_length, prepare, prepa
 from gguflora.data.reading import iterate_examples
 from gguflora.data.rows import rows_of, switches_of
 from gguflora.data.split import default_validation_share, duplicate_count, overlap_count, train_validation_split
+from gguflora.data.steps import StepPlan, plan_steps
 from gguflora.data.tools import ToolCall
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Message",
     "MicroBatch",
     "Prepared",
+    "StepPlan",
     "ToolCall",
     "best_fit",
     "chunk",
@@ -51,6 +53,7 @@ __all__ = [
     "overlap_count",
     "pack",
     "permutation",
+    "plan_steps",
     "prepare",
     "prepare_one",
     "rows_of",

@@ -252,7 +252,7 @@ def _planned(setup: Setup, job: Job, state: State) -> Planned:
         rank=setup.lora.rank,
         alpha=setup.lora.file_alpha,
         total_steps=job.total_steps,
-        steps_per_epoch=job.steps_per_epoch,
+        steps_per_epoch=job.plan.ends[0],
         warmup_steps=job.warmup_steps,
         choices=setup.record["choices"],
     )
