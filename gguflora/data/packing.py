@@ -115,15 +115,18 @@ def fullest(lengths: Sequence[int], room: int) -> list[list[int]]:
     left = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     while left:
         choices = left[1 :: max(1, len(left) // _CHOICES)]
-        chosen = _filling([lengths[index] for index in choices], room - lengths[left[0]])
+        chosen = filling([lengths[index] for index in choices], room - lengths[left[0]])
         rows.append(sorted([left[0], *(choices[place] for place in chosen)]))
         taken = set(rows[-1])
         left = [index for index in left if index not in taken]
     return rows
 
 
-def _filling(lengths: Sequence[int], room: int) -> list[int]:
-    """Places of those lengths whose sum comes closest to `room` from below: subset sum, a bit for each sum."""
+def filling(lengths: Sequence[int], room: int) -> list[int]:
+    """Places of those lengths whose sum comes closest to `room` from below, the earlier ones where several do; rising.
+
+    Subset sum, a bit for each sum (Bellman, 1957).
+    """
     if room <= 0:
         return []
     sums = [1]  # bit n of sums[k]: some of the first k lengths sum to n
@@ -135,7 +138,7 @@ def _filling(lengths: Sequence[int], room: int) -> list[int]:
         if not sums[place] >> target & 1:
             chosen.append(place)
             target -= lengths[place]
-    return chosen
+    return chosen[::-1]
 
 
 def _row(documents: Sequence[Encoded], examples: npt.NDArray[np.int64]) -> MicroBatch:

@@ -1,10 +1,10 @@
 """Which examples each step of a run trains, and where its epochs end: known before the run begins.
 
-A step is a number of examples, or a number of tokens. By tokens, an epoch's order is followed and each step takes what
-still fits; an example that does not fit waits for the next step, which begins with it. So lengths are used up that
-would otherwise leave a gap at the end of each step:
+A step is a number of examples, or a number of tokens. By tokens, each step follows the epoch's order until what is left
+of it can be filled from the next few examples, and takes those that fill it best. The others wait for the next step,
+which begins with the first of them:
 
->>> [step.tolist() for step in token_steps(np.array([0, 1, 2, 3, 4]), [50, 60, 30, 20, 40], 100)]
+>>> [step.tolist() for step in token_steps([0, 1, 2, 3, 4], [50, 60, 30, 20, 40], 100)]
 [[0, 2, 3], [1, 4]]
 
 Both are pure functions of the seed, the lengths and the numbers asked for, so a resumed run goes on where it stopped.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +23,10 @@ import numpy.typing as npt
 
 from gguflora.config import TrainingConfig
 from gguflora.data.order import permutation, step_indices, steps_per_epoch
+from gguflora.data.packing import filling
 
-LOOKAHEAD = 16  # examples that may wait for the next step; by then a step is full to a part of the shortest of them
+WINDOW = 16  # examples that the end of a step is chosen from: enough for almost any number of tokens
+_SLACK = 128  # a step leaves this part of its tokens free, or its rows would all have to come out even
 
 Indices = npt.NDArray[np.int64]
 
@@ -106,29 +108,39 @@ def token_steps(order: Iterable[int], lengths: Sequence[int], most: int) -> list
         most: tokens in a step; a longer example is a step of its own.
 
     Returns:
-        The indices of each step, those that waited first. Each index of `order` is in exactly one.
+        The indices of each step. Each index of `order` is in exactly one.
     """
     coming = iter(order)
-    waiting: list[int] = []
+    waiting = list(itertools.islice(coming, 1))
     steps: list[Indices] = []
-    while True:
+    while waiting:
         step, waiting = _fill(waiting, coming, lengths, most)
-        if not step:
-            return steps
         steps.append(np.array(step, np.int64))
+        waiting = waiting or list(itertools.islice(coming, 1))
+    return steps
 
 
 def _fill(
-    waited: Sequence[int], coming: Iterable[int], lengths: Sequence[int], most: int
+    waited: Sequence[int], coming: Iterator[int], lengths: Sequence[int], most: int
 ) -> tuple[list[int], list[int]]:
     """One step, and what waits for the next: the first of what waited is always in it."""
-    step: list[int] = []
-    waiting: list[int] = []
-    left = most
-    for seen, index in enumerate(itertools.chain(waited, coming), 1):
-        fits = not step or lengths[index] <= left
-        (step if fits else waiting).append(index)
-        left -= lengths[index] if fits else 0
-        if seen >= len(waited) and (left <= 0 or len(waiting) == LOOKAHEAD):
+    step, waiting = [waited[0]], list(waited[1:])
+    left = most - lengths[step[0]]
+    while True:
+        waiting += itertools.islice(coming, WINDOW - len(waiting))
+        if not waiting or sum(lengths[index] for index in waiting) > left:
             break
-    return step, waiting
+        step.append(waiting.pop(0))
+        left -= lengths[step[-1]]
+    chosen = _chosen([lengths[index] for index in waiting], left, most // _SLACK)
+    step += [waiting[place] for place in chosen]
+    return step, [index for place, index in enumerate(waiting) if place not in chosen]
+
+
+def _chosen(lengths: Sequence[int], left: int, slack: int) -> list[int]:
+    """Places of what fills all but `slack` of what is left, or all of it where only that fills it well: with windows
+    of a document, which are as long as a row.
+    """
+    some, all_of_it = filling(lengths, left - slack), filling(lengths, left)
+    gain = sum(lengths[place] for place in all_of_it) - sum(lengths[place] for place in some)
+    return all_of_it if gain > slack else some
