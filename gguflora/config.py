@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from gguflora.errors import UsageError
 
+BATCH_SIZE = 4  # examples in a step where nothing is said
 LEAST_ALPHA, MOST_ALPHA = 1e-30, 1e30  # well inside float32, which adapter files have
 Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -233,7 +234,7 @@ class TrainingConfig:
     """How the adapter is trained.
 
     Raises:
-        UsageError: a value is out of range.
+        UsageError: a value is out of range, or both sizes of a step are given.
     """
 
     learning_rate: float = 2e-4
@@ -257,8 +258,11 @@ class TrainingConfig:
     max_steps: int | None = None
     """Stop after this many steps, whatever the epochs."""
 
-    batch_size: int = 4
-    """Examples in a step (one update of the adapter)."""
+    batch_size: int | None = None
+    """Examples in a step (one update of the adapter); 4 without it and --batch-tokens."""
+
+    batch_tokens: int | None = None
+    """Tokens in a step instead: as many examples as fit, for long continued pre-training. A longer one has its own."""
 
     eval_steps: int | None = None
     """Measure the validation loss every so many steps, besides at each epoch's end."""
@@ -288,6 +292,7 @@ class TrainingConfig:
             "epochs",
             "max_steps",
             "batch_size",
+            "batch_tokens",
             "eval_steps",
             "save_steps",
             "logging_steps",
@@ -295,6 +300,9 @@ class TrainingConfig:
         ):
             _whole("--" + name.replace("_", "-"), getattr(self, name))
         _at_least("--seed", self.seed, 0)
+        _require(self.batch_size is None or self.batch_tokens is None, "Give --batch-size or --batch-tokens, not both.")
+        if self.batch_size is None and self.batch_tokens is None:
+            object.__setattr__(self, "batch_size", BATCH_SIZE)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,8 @@ def data_check(  # noqa: PLR0913 (one parameter for each group of options)
     reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
     data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
     template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
-    batch_size: int = TrainingConfig.batch_size,
+    batch_size: int | None = None,
+    batch_tokens: int | None = None,
     epochs: int = TrainingConfig.epochs,
     seed: int = TrainingConfig.seed,
     json: bool = False,
@@ -81,7 +82,8 @@ def data_check(  # noqa: PLR0913 (one parameter for each group of options)
         reading: How records become examples.
         data_config: Which examples are trained.
         template: How conversations become text.
-        batch_size: Examples in a step.
+        batch_size: Examples in a step; 4 without it and --batch-tokens.
+        batch_tokens: Tokens in a step instead.
         epochs: Times that each example is trained.
         seed: Decides the split.
         json: Print one JSON object on one line.
@@ -94,7 +96,7 @@ def data_check(  # noqa: PLR0913 (one parameter for each group of options)
     examples = open_examples(data, reading, bad_records.append)
     measured, others = replace(reading, source_weight=()), data_config.validation
     validation = open_examples(others, measured, bad_records.append) if others else None
-    training = TrainingConfig(batch_size=batch_size, epochs=epochs, seed=seed)
+    training = TrainingConfig(batch_size=batch_size, batch_tokens=batch_tokens, epochs=epochs, seed=seed)
     facts = check(model, examples, validation, data_config, template, training, bad_records)
     if json:
         print(json_text.dumps(as_json(facts)), flush=True)

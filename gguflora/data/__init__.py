@@ -28,6 +28,7 @@ from gguflora.data.split import (
     repeats,
     train_validation_split,
 )
+from gguflora.data.steps import StepPlan, plan_steps
 from gguflora.data.store import EncodedStore, lengths_of, map_store, open_store, trained_tokens, write_store
 from gguflora.data.streamed import StreamedExamples, open_examples
 from gguflora.data.tools import ToolCall
@@ -44,6 +45,7 @@ __all__ = [
     "Message",
     "MicroBatch",
     "Prepared",
+    "StepPlan",
     "StreamedExamples",
     "ToolCall",
     "best_fit",
@@ -72,6 +74,7 @@ __all__ = [
     "pack",
     "packed",
     "permutation",
+    "plan_steps",
     "prepare",
     "prepare_one",
     "repeats",

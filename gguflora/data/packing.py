@@ -49,8 +49,15 @@ class MicroBatch:
     examples: npt.NDArray[np.int64]
 
 
+_CHOICES = 64  # things that a row is chosen from: far more than it takes to fill it to the last token
+
+
 def pack(
-    encoded: Sequence[Encoded], micro_batch_tokens: int, examples: npt.NDArray[np.int64] | None = None
+    encoded: Sequence[Encoded],
+    micro_batch_tokens: int,
+    examples: npt.NDArray[np.int64] | None = None,
+    *,
+    tight: bool = False,
 ) -> list[MicroBatch]:
     """Lay examples into as few rows as best-fit decreasing finds; each example is in exactly one row, whole.
 
@@ -60,16 +67,23 @@ def pack(
         encoded: at least one token each.
         micro_batch_tokens: most tokens in a row; a longer example has a row of its own (1: every one has).
         examples: (len(encoded),) the examples' numbers; 0, 1, ... if None.
+        tight: where best-fit decreasing has a row more than there could be, look for fewer: for examples that were
+            chosen to fill their rows.
     """
-    return list(packed(encoded, micro_batch_tokens, examples))
+    return list(packed(encoded, micro_batch_tokens, examples, tight=tight))
 
 
 def packed(
-    encoded: Sequence[Encoded], micro_batch_tokens: int, examples: npt.NDArray[np.int64] | None = None
+    encoded: Sequence[Encoded],
+    micro_batch_tokens: int,
+    examples: npt.NDArray[np.int64] | None = None,
+    *,
+    tight: bool = False,
 ) -> Iterator[MicroBatch]:
     """As `pack`, one row at a time."""
     numbers = np.arange(len(encoded)) if examples is None else examples
-    for row in best_fit(lengths_of(encoded).tolist(), micro_batch_tokens):
+    lay = fewest if tight else best_fit
+    for row in lay(lengths_of(encoded).tolist(), micro_batch_tokens):
         yield _row([encoded[index] for index in row], numbers[row])
 
 
@@ -95,6 +109,48 @@ def best_fit(lengths: Sequence[int], room: int) -> list[list[int]]:
         rows[row].append(index)
         insort(left, (room_left - lengths[index], row))
     return [sorted(row) for row in rows]
+
+
+def fewest(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """`best_fit`, or `fullest` where that has fewer rows; it is tried only where fewer are conceivable."""
+    rows = best_fit(lengths, room)
+    long = [length for length in lengths if length > room]
+    least = len(long) + -(-(sum(lengths) - sum(long)) // room)
+    return rows if len(rows) == least else min(rows, fullest(lengths, room), key=len)
+
+
+def fullest(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """One row after another, each with the longest thing left and what fills it best (minimum bin slack: Gupta and
+    Ho, 1999); arguments and result as of `best_fit`.
+    """
+    rows: list[list[int]] = []
+    left = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    while left:
+        choices = left[1 :: max(1, len(left) // _CHOICES)]
+        chosen = filling([lengths[index] for index in choices], room - lengths[left[0]])
+        rows.append(sorted([left[0], *(choices[place] for place in chosen)]))
+        taken = set(rows[-1])
+        left = [index for index in left if index not in taken]
+    return rows
+
+
+def filling(lengths: Sequence[int], room: int) -> list[int]:
+    """Places of those lengths whose sum comes closest to `room` from below, the earlier ones where several do; rising.
+
+    Subset sum, a bit for each sum (Bellman, 1957).
+    """
+    if room <= 0:
+        return []
+    sums = [1]  # bit n of sums[k]: some of the first k lengths sum to n
+    for length in lengths:
+        sums.append((sums[-1] | sums[-1] << length) & ((1 << room + 1) - 1))
+    target = sums[-1].bit_length() - 1
+    chosen = []
+    for place in reversed(range(len(lengths))):
+        if not sums[place] >> target & 1:
+            chosen.append(place)
+            target -= lengths[place]
+    return chosen[::-1]
 
 
 def _row(documents: Sequence[Encoded], examples: npt.NDArray[np.int64]) -> MicroBatch:

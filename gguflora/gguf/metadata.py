@@ -157,14 +157,15 @@ def _decode_array(buffer: mmap.mmap | bytes, array: _Value, key: str, path: Path
     if array.kind is not ValueType.STRING:
         return list(struct.unpack_from(f"<{array.count}{SCALAR_CODES[array.kind]}", buffer, array.data))
     strings: list[str] = []
-    position, unpack = array.data, U64.unpack_from
+    data = buffer[array.data : array.end]  # a slice of bytes takes half the time of one of the map
+    position, end, unpack = 0, len(data), U64.unpack_from
     try:
-        while position < array.end:
+        while position < end:
             start = position + 8
-            position = start + unpack(buffer, position)[0]
+            position = start + unpack(data, position)[0]
             if position - start > MAX_STRING:
                 raise invalid(path, f"element {len(strings)} of {key} is longer than {MAX_STRING} bytes")
-            strings.append(buffer[start:position].decode())
+            strings.append(data[start:position].decode())
     except UnicodeDecodeError:
         raise invalid(path, f"element {len(strings)} of {key} is not UTF-8 text") from None
     return strings

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gguflora.config import DataConfig, TemplateConfig, TrainingConfig
-from gguflora.data import Encoded, Example, lengths_of, prepare_one, steps_per_epoch
+from gguflora.data import Encoded, Example, lengths_of, plan_steps, prepare_one
 from gguflora.data.preparation import EMPTY_ANSWER
 from gguflora.report.checked import DataFacts
 from gguflora.report.shown import ShownExample, ShownPiece
@@ -62,7 +62,8 @@ def check(
     base = open_base(model, template)
     dataset = make_dataset(base, examples, validation, config, training.seed)
     ready = data_ready(dataset)
-    steps = steps_per_epoch(ready.train_examples, training.batch_size)
+    lengths = lengths_of(dataset.train.encoded).tolist()
+    plan = plan_steps(lengths, training)
     skipped = {BAD_RECORD: list(bad_records)} if bad_records else {}
     skipped |= together(part.skipped for part in (dataset.train, dataset.validation))
     return DataFacts(
@@ -74,15 +75,15 @@ def check(
         trained_tokens=ready.trained_tokens,
         share=ready.trained_tokens / ready.train_tokens,
         lengths=ready.lengths,
-        histogram=histogram(lengths_of(dataset.train.encoded).tolist()),
+        histogram=histogram(lengths),
         skipped=skipped,
         altered=together(part.altered for part in (dataset.train, dataset.validation)),
         duplicates=dataset.duplicates,
         overlap=dataset.overlap,
         empty=len(skipped.get(EMPTY_ANSWER, [])),
         endless=len(dataset.train.endless),
-        steps_per_epoch=steps,
-        total_steps=min(steps * training.epochs, training.max_steps or steps * training.epochs),
+        steps_per_epoch=plan.ends[0],
+        total_steps=plan.total,
         warnings=[base.template.notice] if base.template.notice else [],
     )
 

@@ -17,7 +17,7 @@ import torch
 
 from gguflora import llamacpp
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
-from gguflora.data import Encoded, Example
+from gguflora.data import Encoded, Example, lengths_of
 from gguflora.errors import GgufloraError
 from gguflora.events import Event, Finished, MemoryPlanned, Planned, Warned
 from gguflora.gguf import ChatSetting
@@ -162,8 +162,9 @@ def _about_memory(
     if choices.operations is None:
         return []  # autograd's own graph
     compute = request.compute
-    longest = int(max(len(example.tokens) for example in dataset.train.encoded))
-    tokens = min(compute.micro_batch_tokens, request.training.batch_size * longest) if compute.packing == "on" else 0
+    longest = int(lengths_of(dataset.train.encoded).max())
+    step = request.training.batch_tokens or (request.training.batch_size or 1) * longest
+    tokens = min(compute.micro_batch_tokens, step) if compute.packing == "on" else 0
     setting = Setting(choices.dtype, choices.packed, tokens, longest, compute.recompute == "on")
     parts = {"process": resident_bytes()} | memory_plan(base.gguf, base.spec, pairs, setting)
     planned = MemoryPlanned(parts, memory().usable)
@@ -273,7 +274,7 @@ def _planned(setup: Setup, job: Job, state: State) -> Planned:
         rank=setup.lora.rank,
         alpha=setup.lora.file_alpha,
         total_steps=job.total_steps,
-        steps_per_epoch=job.steps_per_epoch,
+        steps_per_epoch=job.plan.ends[0],
         warmup_steps=job.warmup_steps,
         choices=setup.record["choices"],
     )

@@ -36,7 +36,7 @@ class SpecialToken:
 
 def special_tokens(vocabulary: Vocabulary) -> tuple[SpecialToken, ...]:
     """The special tokens of a vocabulary in the order in which they cut: longest text in UTF-8 first."""
-    kinds = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+    kinds = frozenset((TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN))
     found = [
         SpecialToken(
             id=token,

@@ -2,9 +2,9 @@
 
 A template is a program from the GGUF. It is given strings, numbers, lists and dicts, the filters and methods listed
 here, and five functions; it can't reach a Python object beyond them. Bounded: its size, its syntax tree, what
-operators, filters, macros and blocks build, the numbers that `range` gives in all, and its output.
-NOT bounded yet: the time that loops and recursive macros take, and the memory of many large texts at once, such as a
-list of them that is printed. That needs a process of its own with limits from the operating system.
+operators, filters, macros and blocks build, the numbers that `range` gives in all, and its output. The time that loops
+and recursive macros take, and the memory of many large texts at once, are bounded by the process that all of this runs
+in alone (template_worker.py).
 
 Sources: common/jinja/value.cpp and lexer.cpp in llama.cpp (as vendored in llama-cpp-python 0.3.36) for what exists
 and how it behaves; _compile_jinja_template in transformers' utils/chat_template_utils.py for the rest.

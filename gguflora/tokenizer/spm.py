@@ -13,10 +13,12 @@ piece are remembered: exact, whatever the vocabulary.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from operator import add
+
+import numpy as np
 
 from gguflora.errors import DataError
 from gguflora.tokenizer.vocabulary import Vocabulary
@@ -65,15 +67,28 @@ class SpmEngine:
 
 
 def build_spm(vocabulary: Vocabulary) -> SpmEngine:
-    """Set up the engine; takes about 0.5 s for 262k tokens."""
+    """Set up the engine; takes about 0.2 s for 262k tokens."""
     ids = vocabulary.ids
-    costs = {text: -score for text, score in zip(vocabulary.tokens, vocabulary.scores, strict=True)}
-    neighbours = frozenset(text[at - 1 : at + 1] for text in vocabulary.tokens for at in range(1, len(text)))
+    costs = dict(zip(vocabulary.tokens, (-np.array(vocabulary.scores)).tolist(), strict=True))
 
     def piece_ids(piece: str) -> tuple[int, ...]:
         return tuple(token for symbol in merge(piece, costs) for token in _symbol_ids(symbol, ids))
 
-    return SpmEngine(neighbours, piece_ids, functools.lru_cache(_REMEMBERED)(piece_ids))
+    return SpmEngine(neighbours(vocabulary.tokens), piece_ids, functools.lru_cache(_REMEMBERED)(piece_ids))
+
+
+def neighbours(tokens: Sequence[str]) -> frozenset[str]:
+    """Every two characters that stand side by side in some token; in numpy, since there are millions.
+
+    Args:
+        tokens: none is empty.
+    """
+    characters = np.frombuffer("".join(tokens).encode("utf-32-le"), "<u4")
+    pairs = characters[:-1].astype(np.uint64) << 32 | characters[1:]
+    borders = np.cumsum([len(token) for token in tokens])[:-1] - 1  # where one token ends and the next begins
+    found = np.unique(np.delete(pairs, borders))
+    text = np.stack([found >> 32, found & 0xFFFFFFFF], axis=1).astype("<u4").tobytes().decode("utf-32-le")
+    return frozenset(text[at : at + 2] for at in range(0, len(text), 2))
 
 
 def merge(text: str, costs: Mapping[str, float]) -> list[str]:

@@ -4,6 +4,8 @@ Source: common/chat.cpp in llama.cpp, as vendored in llama-cpp-python 0.3.36; nu
 rewritten as there for templates that know no system role or want tool arguments as objects (1277-1291,
 capabilities.py). llama-server also rewrites them for templates that want content in parts (1242), and has code of its
 own for some families (1090); that is left out: such a template refuses, or gets the messages as they are.
+
+A template is a stranger's program, so it runs in a process of its own (template_process.py).
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import datetime
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gguflora.errors import DataError, UsageError
 from gguflora.tokenizer.capabilities import (
@@ -21,26 +23,9 @@ from gguflora.tokenizer.capabilities import (
     with_argument_objects,
     with_system_in_next,
 )
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from gguflora.tokenizer.template_process import TemplateFailure, TemplateProcess, template_process
 
 MAX_MESSAGE_DEPTH = 64
-
-# (a text that marks the family, part of the line, the line): llama.cpp turns these conditions off (790, 801).
-_TURNED_OFF = (
-    (
-        "<|channel|>",
-        '{%- if "<|channel|>analysis<|message|>" in message.content or '
-        '"<|channel|>final<|message|>" in message.content %}',
-    ),
-    (
-        "[TOOL_CALLS]",
-        "{%- if (message['content'] is none or message['content'] == '' or "
-        "message['content']|length == 0) and (message['tool_calls'] is not defined or "
-        "message['tool_calls'] is none or message['tool_calls']|length == 0) %}",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -85,6 +70,7 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the messages, breaks a limit, or is no valid template.
             UsageError: the template has no such switch.
+            MachineError: the system starts no process for the template.
         """
         if self.absent:
             raise DataError(self.absent)
@@ -128,7 +114,7 @@ class ChatTemplate:
             variables["add_generation_prompt"] = True
         return self._without_added_tokens(self._run(program, variables))
 
-    def _require_known(self, program: _Program, given: Mapping[str, Any]) -> None:
+    def _require_known(self, program: TemplateProcess, given: Mapping[str, Any]) -> None:
         unknown = sorted(given.keys() - program.names)
         if unknown:
             raise UsageError(
@@ -144,29 +130,19 @@ class ChatTemplate:
             "enable_thinking": True,
             "datetime": self.now.strftime("%b %d %Y"),
             "date_string": self.now.strftime("%d %b %Y"),
-            "strftime_now": self.now.strftime,
         }
 
-    def _program(self, source: str) -> _Program:
+    def _program(self, source: str) -> TemplateProcess:
         try:
-            return _compile(source)
-        except Exception as error:  # the template's fault whatever it is: the compiler only sees the template
-            raise DataError(f"The chat template of {self.origin} can't be used: {_reason(error)}.") from error
+            return template_process(source)
+        except TemplateFailure as error:
+            raise DataError(f"The chat template of {self.origin} can't be used: {error}.") from error
 
-    def _run(self, program: _Program, variables: dict[str, Any]) -> str:
-        from gguflora.tokenizer.sandbox import MAX_TEXT, TemplateLimit, counted_range
-
-        parts: list[str] = []
-        size = 0
+    def _run(self, program: TemplateProcess, variables: dict[str, Any]) -> str:
         try:
-            for part in program.template.generate(variables, range=counted_range()):
-                parts.append(part)
-                size += len(part)
-                if size > MAX_TEXT:
-                    raise TemplateLimit(f"its output has more than {MAX_TEXT} characters")
-        except Exception as error:  # raised by the template's own code, or by what that code was given
-            raise DataError(f"The chat template of {self.origin} refuses the messages: {_reason(error)}.") from error
-        return "".join(parts)
+            return program.render(variables, self.now)
+        except TemplateFailure as error:
+            raise DataError(f"The chat template of {self.origin} refuses the messages: {error}.") from error
 
     def _without_added_tokens(self, text: str) -> str:
         """Take off what tokenizing will add again (959)."""
@@ -175,31 +151,6 @@ class ChatTemplate:
         if self.add_eos:
             text = text.removesuffix(self.eos_token)
         return text
-
-
-@dataclass(frozen=True)
-class _Program:
-    """A compiled template and the names of its switches."""
-
-    template: Template
-    names: frozenset[str]
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(source: str) -> _Program:
-    from jinja2 import meta
-
-    from gguflora.tokenizer.sandbox import check_tree, make_environment
-
-    for mark, condition in _TURNED_OFF:
-        if mark in source:
-            source = source.replace(condition, "{%- if false %}")
-    environment = make_environment()
-    tree = environment.parse(source)
-    check_tree(tree)
-    ours = {"messages", "bos_token", "eos_token", "add_generation_prompt", "strftime_now", "range"}
-    names = meta.find_undeclared_variables(tree) - ours - environment.globals.keys()
-    return _Program(environment.from_string(tree), frozenset(names))
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
@@ -215,11 +166,3 @@ def _plain(value: Any, depth: int = 0) -> Any:
     raise DataError(
         f"A message holds a {type(value).__name__}: only text, numbers, lists and mappings can be rendered."
     )
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "it nests too deeply"
-    line = getattr(error, "lineno", None)
-    text = str(error).strip().rstrip(".") or type(error).__name__
-    return f"{text} (line {line})" if line else text

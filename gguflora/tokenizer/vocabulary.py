@@ -67,7 +67,7 @@ class Vocabulary:
     @functools.cached_property
     def ids(self) -> dict[str, int]:
         """Id of each token's text."""
-        return {text: token for token, text in enumerate(self.tokens)}
+        return dict(zip(self.tokens, range(len(self.tokens)), strict=True))
 
     @property
     def pretokenizer(self) -> PreTokenizer:
@@ -96,7 +96,7 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
     pre = _pre(gguf, model)
     defaults = _defaults(model, pre)
     tokens = _tokens(gguf)
-    ids = {text: token for token, text in enumerate(tokens)}
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         raise FileError(f"{gguf.path} is not valid: {len(tokens) - len(ids)} of its tokens stand in it twice.")
     given = _special_ids(gguf, len(tokens), defaults)
@@ -196,9 +196,9 @@ def _token_types(gguf: GgufFile, tokens: list[str]) -> list[int]:
     if len(types) < len(tokens):
         raise FileError(f"{gguf.path} is not valid: it has {len(tokens)} tokens, but {len(types)} token types.")
     types = types[: len(tokens)]
-    for token, (text, kind) in enumerate(zip(tokens, types, strict=True)):
-        if kind == TokenType.BYTE and not re.fullmatch("<0x[0-9A-Fa-f]{2}>", text):
-            raise FileError(f"{gguf.path} is not valid: token {token} is a byte but its text is {text!r}.")
+    for token in np.flatnonzero(np.array(types) == TokenType.BYTE).tolist():
+        if not re.fullmatch("<0x[0-9A-Fa-f]{2}>", tokens[token]):
+            raise FileError(f"{gguf.path} is not valid: token {token} is a byte but its text is {tokens[token]!r}.")
     return types
 
 

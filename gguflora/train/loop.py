@@ -6,6 +6,7 @@ of (seed, step), so a state and its job say everything about what comes next.
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from gguflora.config import TrainingConfig
-from gguflora.data import Encoded, MicroBatch, pack, step_indices, steps_per_epoch
+from gguflora.data import Encoded, MicroBatch, StepPlan, lengths_of, pack, plan_steps
 from gguflora.errors import NumericError
 from gguflora.events import EpochDone, Evaluated, Event, Finished, FirstBatch, Saved, SavedKind, StepDone
 from gguflora.model import Decoder, Workspace
@@ -49,16 +50,15 @@ class Job:
     dropout: float = 0.0
     packing: bool = True
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which each example is trained once."""
-        return steps_per_epoch(len(self.examples), self.config.batch_size)
+    @functools.cached_property
+    def plan(self) -> StepPlan:
+        """Which examples each step trains."""
+        return plan_steps(lengths_of(self.examples).tolist(), self.config)
 
     @property
     def total_steps(self) -> int:
         """Steps of the whole run."""
-        steps = self.config.epochs * self.steps_per_epoch
-        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
+        return self.plan.total
 
     @property
     def warmup_steps(self) -> int:
@@ -112,13 +112,14 @@ class Batch:
 
 def _batch(job: Job, state: State) -> Batch:
     """The examples of the next step."""
-    numbers = step_indices(job.config.seed, state.step, len(job.examples), job.config.batch_size)
+    numbers = job.plan.examples(state.step)
     return Batch([job.examples[number] for number in numbers], numbers)
 
 
 def micro_batches(job: Job, state: State, batch: Batch) -> list[MicroBatch]:
     """A step's examples in rows."""
-    return pack(batch.examples, state.micro_batch_tokens if job.packing else 1, batch.numbers)
+    room = state.micro_batch_tokens if job.packing else 1
+    return pack(batch.examples, room, batch.numbers, tight=job.config.batch_tokens is not None)
 
 
 def _step(job: Job, state: State, batch: Batch) -> StepDone:
@@ -156,7 +157,7 @@ def _step(job: Job, state: State, batch: Batch) -> StepDone:
 
 def _measure(job: Job, state: State, checkpoints: Checkpoints | None) -> Iterator[Event]:
     """What is due after a step besides saving: the epoch's loss, the validation loss, the best adapter."""
-    epoch_ended = state.step % job.steps_per_epoch == 0 or state.step == job.total_steps
+    epoch_ended = job.plan.is_end(state.step) or state.step == job.total_steps
     best = False
     if epoch_ended:
         done = _end_epoch(job, state)
@@ -200,8 +201,8 @@ def _due_now(job: Job, state: State, stopping: bool) -> list[tuple[SavedKind, st
     by_step = _due(state.step, job.config.save_steps)
     if by_step or stopping:
         due.append(("step" if by_step else "stopped", f"checkpoint-step-{state.step}.gguf"))
-    epoch, into = divmod(state.step, job.steps_per_epoch)
-    if into == 0 and epoch % max(1, job.config.epochs // 5) == 0:
+    epoch = _epoch(job, state)
+    if job.plan.is_end(state.step) and epoch % max(1, job.config.epochs // 5) == 0:
         due.append(("epoch", f"checkpoint_epoch_{epoch}.gguf"))
     return due
 
@@ -241,7 +242,7 @@ def summary(state: State, checkpoints: Checkpoints | None, reason: str | None) -
 
 def _epoch(job: Job, state: State) -> int:
     """The epoch that the last step belongs to, from 1 (0 before the first)."""
-    return -(-state.step // job.steps_per_epoch)
+    return job.plan.epoch(state.step)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -270,6 +270,7 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "steps as a decimal": (["--max-steps", "3.0"], ("--max-steps", "whole number")),
     "no epochs": (["--epochs", "0"], ("--epochs", "0")),
     "no batch": (["--batch-size", "0"], ("--batch-size", "0")),
+    "two sizes of a step": (["--batch-size", "4", "--batch-tokens", "9"], ("--batch-size", "--batch-tokens")),
     "no saves": (["--save-steps", "0"], ("--save-steps", "0")),
     "a negative seed": (["--seed", "-1"], ("--seed", "-1")),
     "no threads": (["--threads", "0"], ("--threads", "0")),

@@ -122,6 +122,14 @@ def test_check_counts_by_hand(model: Path, tmp_path: Path, capsys: pytest.Captur
     }
 
 
+def test_check_counts_steps_of_tokens(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Four examples of 3 tokens, 6 a step."""
+    data = dataset(tmp_path, *({"prompt": text, "completion": "b"} for text in "wxyz"))
+    facts = checked(capsys, model, data, "--batch-tokens", 6, "--epochs", 3)
+    assert facts["lengths"] == [3, 3, 3]
+    assert (facts["steps_per_epoch"], facts["total_steps"]) == (2, 6)
+
+
 def test_check_names_what_is_cut_and_what_never_ends(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     data = dataset(tmp_path, {"prompt": "z", "completion": "0" * 40}, {"prompt": "q", "completion": "a"})
     options = (model, data, "--max-length", 20, "--overlong", "truncate-right")

@@ -43,6 +43,7 @@ def test_the_defaults_are_the_documented_ones():
         "epochs": 3,
         "max_steps": None,
         "batch_size": 4,
+        "batch_tokens": None,
         "eval_steps": None,
         "save_steps": 500,
         "logging_steps": 10,
@@ -116,6 +117,8 @@ WRONG = {
         {"epochs": 0},
         {"max_steps": 0},
         {"batch_size": 0},
+        {"batch_tokens": 0},
+        {"batch_size": 4, "batch_tokens": 512},
         {"eval_steps": 0},
         {"save_steps": 0},
         {"logging_steps": 0},
@@ -154,6 +157,7 @@ EDGES = [
         TrainingConfig,
         {"warmup_steps": 0, "weight_decay": 0.0, "epochs": 1, "max_steps": 1, "batch_size": 1, "threads": 1},
     ),
+    (TrainingConfig, {"batch_tokens": 1}),
     *((TrainingConfig, {"schedule": name}) for name in ("cosine", "linear", "constant")),
 ]
 
@@ -167,7 +171,7 @@ def test_the_smallest_sensible_values_pass(record, values):
 def test_every_number_is_tested_above_with_a_wrong_value():
     types = {field.name: set(field.type.split(" | ")) for record in RECORDS for field in dataclasses.fields(record)}
     numbers = {name for name, kinds in types.items() if kinds & {"int", "float"}}
-    assert len(numbers) == 18
+    assert len(numbers) == 19
     assert numbers <= {name for cases in WRONG.values() for case in cases for name in case}
 
 

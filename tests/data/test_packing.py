@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gguflora.data import packing
 from gguflora.data.encoded import Encoded
-from gguflora.data.packing import MicroBatch, best_fit, pack
+from gguflora.data.packing import MicroBatch, best_fit, fewest, fullest, pack
 
 
 def encoded(number: int, length: int) -> Encoded:
@@ -74,6 +74,38 @@ def test_best_fit_decreasing_by_hand():
     # Longer than the room: alone, and nothing joins it.
     assert best_fit([1, 25, 1], 10) == [[1], [0, 2]]
     assert best_fit([], 10) == []
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.integers(1, 40))
+def test_fullest_rows_hold_everything_once_and_never_too_much(lengths: list[int], room: int):
+    rows = fullest(lengths, room)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    assert all(len(row) == 1 or sum(lengths[index] for index in row) <= room for row in rows)
+    assert all(row == sorted(row) for row in rows)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 40))
+def test_the_first_of_the_fullest_rows_could_not_be_fuller(lengths: list[int], room: int):
+    """Held against every choice that has the longest in it."""
+    [first, *_] = fullest(lengths, room)
+    longest = lengths.index(max(lengths))
+    others = [length for index, length in enumerate(lengths) if index != longest]
+    sums = {0}
+    for length in others:
+        sums |= {length + other for other in sums}
+    expected = max(
+        (lengths[longest] + other for other in sums if lengths[longest] + other <= room), default=max(lengths)
+    )
+    assert sum(lengths[index] for index in first) == expected
+
+
+def test_fullest_saves_a_row_by_hand():
+    """Room 12. Best-fit decreasing lays 7 5, 6 4, 4 4 3 and 3; 7 5, 6 3 3 and 4 4 4 are full."""
+    lengths = [7, 6, 5, 4, 4, 4, 3, 3]
+    assert len(best_fit(lengths, 12)) == 4
+    assert fullest(lengths, 12) == fewest(lengths, 12) == [[0, 2], [1, 6, 7], [3, 4, 5]]
+    assert fewest([3, 7, 4, 6], 10) == best_fit([3, 7, 4, 6], 10)
+    assert len(pack([encoded(number, length) for number, length in enumerate(lengths)], 12, tight=True)) == 3
 
 
 def test_equal_lengths_keep_their_order_so_that_runs_repeat():

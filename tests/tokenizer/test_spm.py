@@ -15,6 +15,7 @@ from gguflora.errors import DataError, FileError
 from gguflora.gguf import ValueType, open_gguf
 from gguflora.gguf.writer import Value
 from gguflora.tokenizer import Tokenizer, load_tokenizer
+from gguflora.tokenizer.spm import neighbours
 from tests.tokenizer.oracle import LlamaVocabulary
 from tests.tokenizer.spm_vocabulary import (
     BOS,
@@ -267,3 +268,9 @@ def test_scores_may_be_absent(tmp_path: Path) -> None:
     del metadata["tokenizer.ggml.scores"]
     both = _both(write_spm(tmp_path / "v.gguf", metadata))
     _same_ids(both, "abcab,ca\n\u00e9\u4e2dbca ab " * 9, True, True)
+
+
+@given(st.lists(st.text(st.sampled_from("ab\0\u2581\u00e9\U0001f468\U0010ffff"), min_size=1), min_size=1))
+def test_neighbours_are_those_within_a_token(tokens: list[str]) -> None:
+    """And not the last character of one and the first of the next."""
+    assert neighbours(tokens) == {token[at : at + 2] for token in tokens for at in range(len(token) - 1)}

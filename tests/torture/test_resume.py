@@ -231,6 +231,20 @@ def test_a_run_killed_before_its_first_save_starts_from_step_0(
     assert (folder / "final_adapter.gguf").read_bytes() == (fresh / "final_adapter.gguf").read_bytes()
 
 
+def test_a_run_whose_steps_are_made_of_tokens_goes_on_to_the_same_bytes(given: Given, tmp_path: Path):
+    """Killed within the second epoch, whose steps begin where the first epoch's happened to end."""
+    folder, fresh = tmp_path / "run", tmp_path / "fresh"
+    settings = {"batch_tokens": 60, "epochs": 4, "save_steps": 1}
+    with start(*given.arguments(folder, **settings)) as process:
+        wait_for_step(process, 6)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert command(*given.arguments(folder, "--resume", **settings)) == 0
+    assert command(*given.arguments(fresh, **settings)) == 0
+    assert (folder / "final_adapter.gguf").read_bytes() == (fresh / "final_adapter.gguf").read_bytes()
+    assert command(*given.arguments(fresh, "--resume", **settings | {"batch_tokens": 61})) == 2
+
+
 @pytest.mark.parametrize("leftovers", [[], [".lock"], [".lock", ".run.json.12345.partial"]])
 def test_resume_where_nothing_is_yet_is_a_new_run(given: Given, tmp_path: Path, leftovers: list[str]):
     """A run that was killed before it wrote anything; the same command can always be given again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -229,9 +231,9 @@ def test_each_epoch_trains_every_example_exactly_once_and_keeps_the_short_last_s
     steps: list[list[str]] = []
     pack = loop_module.pack
 
-    def spy(encoded: list[Encoded], room: int, numbers: Any) -> Any:
+    def spy(encoded: list[Encoded], room: int, numbers: Any, *, tight: bool) -> Any:
         steps.append([example.source for example in encoded])
-        return pack(encoded, room, numbers)
+        return pack(encoded, room, numbers, tight=tight)
 
     monkeypatch.setattr(loop_module, "pack", spy)
     run(model, epochs=3, batch_size=4)
@@ -240,6 +242,28 @@ def test_each_epoch_trains_every_example_exactly_once_and_keeps_the_short_last_s
     epochs = [[source for step in steps[start : start + 3] for source in step] for start in (0, 3, 6)]
     assert [Counter(epoch) for epoch in epochs] == [everything] * 3
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_steps_of_tokens_are_counted_as_they_are(model: Tiny, tmp_path: Path):
+    """At most 19 tokens a step; epochs of different numbers of steps; everything that counts steps counts these."""
+    state = fresh(model)
+    job = job_for(model, state, VALIDATION, epochs=4, batch_tokens=19, learning_rate=1e-2)
+    events = list(train(job, state, checkpoints_in(tmp_path), never))
+    steps = of(StepDone, events)
+    assert len({after - before for before, after in itertools.pairwise([0, *job.plan.ends])}) > 1
+    assert [event.step for event in steps] == list(range(1, job.plan.ends[-1] + 1))
+    assert max(event.tokens for event in steps) <= 19
+    assert sum(event.tokens for event in steps) == 4 * sum(LENGTHS)
+    assert [event.step for event in of(EpochDone, events)] == list(job.plan.ends)
+    assert [event.epoch for event in of(EpochDone, events)] == [1, 2, 3, 4]
+    assert [event.step for event in of(Evaluated, events)] == [0, *job.plan.ends]
+    assert {event.total_steps for event in steps} == {len(steps)}
+    # Cosine: the step after the last would have a rate of 0; 1 - cos(x) is x^2 / 2 there.
+    left = math.pi / (len(steps) - job.warmup_steps)
+    assert steps[-1].learning_rate == pytest.approx(1e-2 * left**2 / 4, rel=left**2)
+    assert [name for _, kind, name in saved(events) if kind == "epoch"] == [
+        f"checkpoint_epoch_{epoch}.gguf" for epoch in (1, 2, 3, 4)
+    ]
 
 
 def nll_in_llamacpp(model: Tiny, encoded: list[Encoded]) -> list[np.ndarray[Any, Any]]:
