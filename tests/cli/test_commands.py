@@ -78,6 +78,7 @@ def test_train_json_prints_one_event_a_line_and_text_on_stderr(trained: tuple[An
         "model_loaded",
         "data_ready",
         "first_example",
+        "memory_planned",
         "planned",
         "evaluated",
         *["step_done"] * 2,

@@ -78,7 +78,13 @@ def test_it_trains_and_llamacpp_loads_what_it_saves(model: Path, data: list[Exam
     finished = trainer.train(data, on_event=events.append)
     assert events[-1] is finished
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4, 5, 6]
-    assert [type(event).__name__ for event in events[:4]] == ["ModelLoaded", "DataReady", "FirstExample", "Planned"]
+    assert [type(event).__name__ for event in events[:5]] == [
+        "ModelLoaded",
+        "DataReady",
+        "FirstExample",
+        "MemoryPlanned",
+        "Planned",
+    ]
     assert finished.final_loss is not None
     assert finished.adapter is None
     path = tmp_path / "adapter.gguf"
