@@ -46,9 +46,9 @@ MUTANTS = (
     ),
     Mutant(
         "a backward writes where it still reads",
-        "model/explicit.py",
-        '    dy = work.take("dy", tuple(dh.shape), dtype)',
-        '    dy = work.take("dx", tuple(dh.shape), dtype)',
+        "model/explicit_attention.py",
+        '    d_mixed = work.take("d_mixed", tuple(mixed.shape), x.dtype)',
+        '    d_mixed = work.take("q", tuple(mixed.shape), x.dtype)',
         "tests/model/test_explicit.py",
     ),
     Mutant(
