@@ -49,7 +49,9 @@ def _compile(function: Callable[..., None], fastmath: set[str]) -> Any:
     options = {"fastmath": fastmath or False, "error_model": "numpy"}
     try:
         return cfunc(signature, cache=True, **options)(function)
-    except RuntimeError:  # numba found no folder that it may write its cache to
+    except RuntimeError as error:
+        if "cannot cache" not in str(error):  # it says so where it found no folder that it may write to
+            raise
         return cfunc(signature, **options)(function)
 
 

@@ -20,13 +20,12 @@ from gguflora.kernels.activation import explicit as activation
 from gguflora.kernels.attention import softmax
 from gguflora.kernels.attention.softmax import Softmax
 from gguflora.kernels.dequantise.into import dequantise
-from gguflora.kernels.head_loss.cross_entropy import cross_entropy
+from gguflora.kernels.head_loss.cross_entropy import CrossEntropy, cross_entropy
 from gguflora.kernels.norm import explicit as norm
 from gguflora.kernels.rope import explicit as rope
 from gguflora.kernels.threads import libgomp
 
 Dequantise = Callable[[Tensor, GgmlType, Tensor], None]
-CrossEntropy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Norm(Protocol):

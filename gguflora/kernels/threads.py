@@ -45,7 +45,7 @@ def run(address: int, rows: int, *words: int | float) -> None:
     """
     library = libgomp()
     if library is None:
-        raise AssertionError("compiled kernels need torch's libgomp; ask `available` first")
+        raise AssertionError("compiled kernels need torch's libgomp; ask choose_operations first")
     packed = (ctypes.c_int64 * WORDS)(rows, *map(_word, words))
     library.GOMP_parallel(ctypes.c_void_p(address), packed, torch.get_num_threads(), 0)
 

@@ -96,13 +96,13 @@ def forward(scores: Tensor, positions: int, scale: float, window: int | None) ->
     heads, rows, keys = scores.shape
     scratch = torch.empty(torch.get_num_threads(), keys)
     words = (is_half(scores), keys, scores.data_ptr(), rows // positions, positions, window or keys)
-    run(_forward.address, heads * rows, *words, scale, scratch.data_ptr())
+    run(_forward.address, heads * rows, *words, float(scale), scratch.data_ptr())
 
 
 def backward(p: Tensor, dp: Tensor, scale: float) -> None:
     """Turn dp (K, n G, m), the gradient of probabilities p, into that of the products before `scale`."""
     tensors = (word for x in (p, dp) for word in place(x.flatten(0, 1)))
-    run(_backward.address, p.shape[0] * p.shape[1], is_half(p), p.shape[2], *tensors, scale)
+    run(_backward.address, p.shape[0] * p.shape[1], is_half(p), p.shape[2], *tensors, float(scale))
 
 
 COMPILED = Softmax(forward, backward)

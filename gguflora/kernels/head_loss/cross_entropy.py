@@ -5,8 +5,13 @@ nll = lse - logits[label]        d logits = weight (softmax - onehot(label))
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+CrossEntropy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""The function below, or the compiled one."""
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:

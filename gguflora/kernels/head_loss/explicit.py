@@ -8,18 +8,15 @@ capped), for each chunk:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gguflora.kernels.head_loss.cross_entropy import CrossEntropy
 from gguflora.kernels.head_loss.reference import capped
 from gguflora.kernels.lora_linear import explicit as linear
 from gguflora.kernels.lora_linear.explicit import StackedPairs
-
-CrossEntropy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""cross_entropy.py's function, or the compiled one."""
 
 CHUNK = 256  # rows; 25 MB of bfloat16 logits at a vocabulary of 49k, 134 MB at 262k
 

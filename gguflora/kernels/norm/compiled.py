@@ -77,7 +77,7 @@ def _backward(pointer: Any) -> None:
 def forward(x: Tensor, weight: Tensor, epsilon: float, y: Tensor, r: Tensor) -> None:
     """Write y (T, D), in its own dtype, and r (T, 1) for x (T, D) and weight (D,)."""
     rows, n = x.shape
-    run(_forward.address, rows, is_half(y), n, *place(x), weight.data_ptr(), *place(y), r.data_ptr(), 1, epsilon)
+    run(_forward.address, rows, is_half(y), n, *place(x), weight.data_ptr(), *place(y), r.data_ptr(), 1, float(epsilon))
 
 
 def apply(x: Tensor, weight: Tensor, r: Tensor, y: Tensor) -> None:
