@@ -122,13 +122,6 @@ MUTANTS = (
         "tests/model/test_explicit.py",
     ),
     Mutant(
-        "windows of a document train their overlap twice",
-        "data/chunks.py",
-        "            labels[:overlap] = NOT_TRAINED",
-        "            labels[:1] = NOT_TRAINED",
-        "tests/data/test_chunks.py",
-    ),
-    Mutant(
         "one half of a block's scales is not looked at",
         "kernels/dequantise/finite.py",
         "    GgmlType.Q5_1: slice(0, 4),",

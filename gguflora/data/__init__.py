@@ -1,7 +1,6 @@
 """Examples: made or loaded, turned into tokens and labels, ordered, and packed into micro-batches."""
 
 from gguflora.data.catalogue import Catalogue, catalogue_of, id_of
-from gguflora.data.chunks import chunk
 from gguflora.data.encoded import NOT_TRAINED, Encoded
 from gguflora.data.example import Completion, Conversation, Example, Message
 from gguflora.data.formats import (
@@ -51,7 +50,6 @@ __all__ = [
     "best_fit",
     "catalogue_of",
     "choose_validation",
-    "chunk",
     "dataset_hash",
     "default_validation_share",
     "encode_all",

@@ -88,7 +88,7 @@ def load_parquet(path: str | Path) -> list[Example]:
 def load_text(path: str | Path) -> list[Example]:
     """A text file as one document to learn; of a folder each .txt and .md file, sorted by name.
 
-    A document is learned as it is, with its end, in one example; once it is tokens, `chunk` (chunks.py) can cut it.
+    A document is learned as it is, with its end, in one example; where it is too long, overlong.py says.
 
     Raises:
         DataError: a file can't be read, holds no text, or there is none.
