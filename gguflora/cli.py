@@ -18,7 +18,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,9 +33,11 @@ from cyclopts import (
     convert,
 )
 
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TemplateConfig, TrainingConfig
-from gguflora.data_commands import Data, Flat, data_app
+from gguflora.config import ReadConfig, TemplateConfig
+from gguflora.data_commands import data_app
 from gguflora.errors import DataError, GgufloraError, UsageError
+from gguflora.plan_command import plan
+from gguflora.run_options import Data, Flat, RunOptions, requested
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -62,19 +63,13 @@ app = App(
 
 
 @app.command
-def train(  # noqa: PLR0913 (one parameter for each group of options)
+def train(
     model: Path,
     data: Annotated[list[str], Data],
     /,
     *,
     output_dir: Path,
-    lora: Annotated[LoraConfig, Flat] = LoraConfig(),  # noqa: B008 (frozen)
-    reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
-    data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
-    template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
-    training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008 (frozen)
-    compute: Annotated[ComputeConfig, Flat] = ComputeConfig(),  # noqa: B008 (frozen)
-    init_adapter: Path | None = None,
+    options: Annotated[RunOptions, Flat] = RunOptions(),  # noqa: B008 (frozen)
     resume: bool = False,
     dry_run: bool = False,
     json: bool = False,
@@ -89,57 +84,34 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
         data: Dataset files (JSON, JSONL, CSV, TSV, text, Parquet; .gz and .zst too), folders, patterns or addresses;
             - is standard input. docs/data.md shows what each may hold.
         output_dir: Folder for the adapter, checkpoints and metrics; must be new or empty.
-        lora: What the adapter is.
-        reading: How records become examples.
-        data_config: Which examples are trained.
-        template: How conversations become text.
-        training: How it is trained.
-        compute: How the machine is used.
-        init_adapter: Adapter to go on from; its rank, alpha and tensors are taken.
+        options: What decides the run.
         resume: Go on from the newest state saved in the output folder.
         dry_run: Show the plan, the data and the first batch, then end; nothing is trained or written.
         json: Print one event a line on stdout as JSON; text goes to stderr.
     """
     from rich.console import Console
 
-    from gguflora.data import open_examples
     from gguflora.events import Finished, as_dict
     from gguflora.report import ConsoleReport
     from gguflora.run.template import own_options, serve_options
-    from gguflora.run.training import Outcome, Request, run
+    from gguflora.run.training import Outcome, run
 
-    bad_records: list[str] = []
-    examples = open_examples(data, reading, bad_records.append)
-    measured, others = replace(reading, source_weight=()), data_config.validation
-    validation = open_examples(others, measured, bad_records.append) if others else None
     console = Console(stderr=json, highlight=False)
     stopped_by = None
-    with _signal_watch() as stop, ConsoleReport(console, training.logging_steps) as report:
-        request = Request(
-            model=model,
-            examples=examples,
-            validation=validation,
-            lora=lora,
-            data=data_config,
-            template=template,
-            training=training,
-            compute=compute,
-            output_dir=output_dir,
-            resume=resume,
-            stop=stop,
-            init_adapter=init_adapter,
-            dry_run=dry_run,
-            bad_records=bad_records,
-        )
-        for event in run(request, Outcome()):
+    with _signal_watch() as stop, ConsoleReport(console, options.training.logging_steps) as report:
+        asked = {"output_dir": output_dir, "resume": resume, "stop": stop, "dry_run": dry_run}
+        for event in run(requested(model, data, options, **asked), Outcome()):
             report.show(event)
             if json:
                 _print_json(as_dict(event))
             if isinstance(event, Finished):
                 stopped_by = event.stopped_by
-                named, options = [*data, *reading.arguments], (serve_options(template), own_options(template))
-                report.next_steps(model, named, event, serve=options[0], own=options[1])
+                named, template = [*data, *options.reading.arguments], options.template
+                report.next_steps(model, named, event, serve=serve_options(template), own=own_options(template))
     return 128 + signal.Signals[stopped_by] if stopped_by else 0
+
+
+app.command(plan)
 
 
 @app.command(name="eval")
@@ -377,7 +349,7 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
     After a lone -- everything is text. So is what only begins with a hyphen, such as "-5" or "--- title".
     """
     command, *rest = [*arguments, "", "--"]
-    if command not in ("train", "eval", "generate", "tokenize", "render"):
+    if command not in ("train", "plan", "eval", "generate", "tokenize", "render"):
         return
     known = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
     names = [name for argument in known for name in argument.names]

@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from gguflora.config import DataConfig, ReadConfig, TemplateConfig, TrainingConfig
-
-Flat = Parameter(name="*")
-Data = Parameter(allow_leading_hyphen=True)  # a lone hyphen is standard input
+from gguflora.run_options import Data, Flat
 
 data_app = App(name="data", help="Look at a dataset as MODEL would see it; nothing is trained.")
 

@@ -88,11 +88,13 @@ class MemoryPlanned:
 
     Attributes:
         parts: bytes, by what takes them.
-        usable: bytes that a program could take now.
+        usable: bytes that this process could have now, with those that it has.
+        mapped: bytes of the model's file that are read through its map; the system takes them back when it needs to.
     """
 
     parts: dict[str, int]
     usable: int
+    mapped: int = 0
 
     @property
     def total(self) -> int:

@@ -53,20 +53,21 @@ class Agreement:
         return abs(self.ours - self.llamacpp) <= self.allowed
 
 
-def verify(base: Base, adapter: Path, encoded: Sequence[Encoded]) -> Verified:
+def verify(base: Base, adapter: Path, encoded: Sequence[Encoded], *, packed: bool = False) -> Verified:
     """Measure base and adapter here and in llama.cpp.
 
     Args:
         base: the opened model.
         adapter: the file that training wrote; it is read again for our side too.
         encoded: examples to measure; the first ones are taken, as many as a minute or so allows.
+        packed: our side reads its weights through the file's map, as training did: slower, in less memory.
 
     Raises:
         FileError: llama.cpp refuses the model or the adapter.
     """
     chosen = _first_of(encoded, base)
     read = read_adapter(adapter)
-    decoder = load_decoder(base.gguf, base.spec, torch.float32)
+    decoder = load_decoder(base.gguf, base.spec, torch.float32, packed)
     rank = next(iter(read.pairs.values())).rank
     tuned_decoder = with_pairs(decoder, from_adapter(read), read.alpha / rank)
     with LlamaModel(base.gguf.path) as llama:

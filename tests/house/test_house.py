@@ -60,6 +60,7 @@ OPTIONS = {
         "--micro-batch-tokens",
         "--packing",
         "--recompute",
+        "--memory",
         "--kernels",
         "--init-adapter",
         "--resume",
@@ -130,6 +131,12 @@ OPTIONS = {
     ],
     "doctor": ["--json"],
 }
+OPTIONS["plan"] = [
+    *(option for option in OPTIONS["train"] if option not in ("--output-dir", "--resume", "--dry-run", "--json")),
+    "--time-steps",
+    "--no-time",
+    "--json",
+]
 """Every command and option. Others use them in scripts: what is taken away here is broken there."""
 
 # Where a file is opened for writing other than through the one door, storage.py, and how many times.
@@ -166,7 +173,20 @@ def test_each_file_says_what_it_is_and_has_room_for_one_idea(path: Path):
 
 def test_no_torch_where_a_command_must_start_at_once():
     """One process for all; a file that imports torch at its top fails it."""
-    rooms = ("gguf", "arch", "tokenizer", "data", "llamacpp", "config", "events", "errors", "storage", "cli")
+    rooms = (
+        "gguf",
+        "arch",
+        "tokenizer",
+        "data",
+        "llamacpp",
+        "config",
+        "events",
+        "errors",
+        "storage",
+        "cli",
+        "plan_command",
+        "run_options",
+    )
     names_in_run = ("inspection", "rendering", "doctor", "answer", "opening", "data_check", "template")
     code = (
         "import sys, importlib\n"
