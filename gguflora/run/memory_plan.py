@@ -21,17 +21,20 @@ from gguflora.config import ComputeConfig, TrainingConfig
 from gguflora.data import lengths_of
 from gguflora.gguf import GgufFile
 from gguflora.kernels.attention.explicit import BLOCK, SIZES
-from gguflora.kernels.head_loss.explicit import CHUNK
+from gguflora.kernels.head_loss.explicit import chunk_rows
 from gguflora.model import LoraPair
 from gguflora.run.dataset import Dataset
 from gguflora.run.setting import PRODUCTS
 
 FLOAT32 = 4
-PROCESS_BYTES = 430_000_000
+PROCESS_BYTES, TOKEN_BYTES = 390_000_000, 250
+"""What the process takes before weights are loaded: Python 3.11, torch 2.13 and numba 0.68 with kernels from its cache,
+160 MB of it pages of libraries; and for each token of the vocabulary (403 MB with 49,152 tokens, 455 with 262,144). A
+machine's first run compiles the kernels, which takes 120 MB more."""
 PRODUCT_BYTES = 700_000
 """What oneDNN keeps for the shape of a product (docs/log.md)."""
-SLACK_BYTES = 80_000_000
-"""What the allocator holds on to between uses: seen on SmolLM2 and Gemma 3 270M, 60 to 100 MB (docs/log.md)."""
+SLACK_BYTES = 40_000_000
+"""What the allocator holds on to between uses: 10 to 50 MB of anonymous memory that nothing above accounts for."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,14 @@ def memory_plan(gguf: GgufFile, spec: ModelSpec, load: Load, setting: Setting) -
     measured = max(load.measured_longest, min(setting.rows, load.measured))
     pairs = sum(load.ranks[linear.name] * sum(linear.shape) for linear in spec.linears() if linear.name in load.ranks)
     parts = {
-        "process": PROCESS_BYTES,
+        "process": PROCESS_BYTES + TOKEN_BYTES * spec.vocabulary,
         "weights": _weights(spec, setting),
-        "adapter": 2 * FLOAT32 * pairs,  # values and gradients
+        "adapter": (2 * FLOAT32 + size) * pairs,  # values, gradients, and values in the compute dtype, kept for a row
         "optimiser": 2 * FLOAT32 * pairs,
         "saved activations": _saved(spec, load.ranks, setting, row, measured),
         "workspace": max(row, measured) * max(_working(layer, spec.width, size) for layer in spec.layers),
         "attention": max(_attention(layer, longest, size) for layer in spec.layers),
-        "head": CHUNK * spec.vocabulary * size + row * spec.width * (3 * size + FLOAT32),
+        "head": chunk_rows(spec.vocabulary) * spec.vocabulary * size + row * spec.width * (3 * size + FLOAT32),
         "scratch": _scratch(spec, setting),
     }
     return MemoryPlan(parts, _mapped(gguf, spec, setting.packed))
