@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
 import torch
 
 from gguflora.arch import LayerSpec, LinearSpec, ModelSpec
@@ -98,12 +99,11 @@ def ranks_of(pairs: Mapping[str, LoraPair]) -> dict[str, int]:
 def load_of(dataset: Dataset, ranks: Mapping[str, int], training: TrainingConfig, compute: ComputeConfig) -> Load:
     """What is trained of a dataset."""
     lengths, measured = (lengths_of(part.encoded) for part in (dataset.train, dataset.validation))
-    longest = int(lengths.max())
-    step = training.batch_tokens or (training.batch_size or 1) * longest
+    step = training.batch_tokens or int(np.sort(lengths)[-(training.batch_size or 1) :].sum())
     return Load(
         ranks=ranks,
         step=step if compute.packing == "on" else 1,
-        longest=longest,
+        longest=int(lengths.max()),
         measured=int(measured.sum()),
         measured_longest=int(measured.max(initial=0)),
     )

@@ -77,9 +77,10 @@ def test_the_check_is_made_on_validation_examples_else_on_trained_ones(
 ):
     checked: list[int] = []
 
-    def verify(_base: object, adapter: Path, encoded: Any) -> Verified:
+    def verify(_base: object, adapter: Path, encoded: Any, *, packed: bool) -> Verified:
         checked.append(len(encoded))
         assert adapter.exists()
+        assert not packed
         return Verified(1, 1.0, 1.0, 1.0, 1.0, True, 0.1, True)
 
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
@@ -95,7 +96,7 @@ def test_the_check_is_made_on_validation_examples_else_on_trained_ones(
 def test_a_check_that_fails_is_a_warning_and_the_adapter_stays(
     given: tuple[Path, list[Example]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise GgufloraError("llama.cpp said no.")
 
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
@@ -113,7 +114,7 @@ def test_a_signal_after_training_leaves_the_check_out(
     """The adapter is written: whoever presses Ctrl-C then does not want to wait for a minute more."""
     done: list[Event] = []
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
-    monkeypatch.setattr("gguflora.run.training.verify", lambda *_: pytest.fail("it was made"))
+    monkeypatch.setattr("gguflora.run.training.verify", lambda *_, **__: pytest.fail("it was made"))
 
     def stop() -> str | None:
         return "SIGINT" if len(of(StepDone, done)) == 6 else None
