@@ -19,6 +19,7 @@ _MEANINGS = {
     "workspace": "buffers that all layers share",
     "attention": "scores of a block of queries",
     "head": "logits of a chunk of rows, and their states",
+    "temporaries": "what torch's own operations write and drop",
     "scratch": "a packed matrix at its use, and what libraries keep",
 }
 

@@ -19,7 +19,7 @@ from gguflora.kernels import choose_dtype
 from gguflora.kernels.operations import TORCH, Operations, choose_operations
 from gguflora.run.fitting import ROWS, Fit, fit, too_little
 from gguflora.run.machine import Ceiling, memory_class
-from gguflora.run.memory_plan import Load, MemoryPlan, Setting, matrices, memory_plan
+from gguflora.run.memory_plan import Load, MemoryPlan, Setting, matrices, measured_tokens, memory_plan, row_tokens
 
 RESIDENT_SHARE = 4  # unpacked weights may take a quarter of the machine's memory
 
@@ -32,18 +32,21 @@ class Choices:
         setting: what memory depends on.
         operations: the version that runs between the products; None for the reference.
         plan: of memory; None for the reference, whose graph is autograd's.
+        row: tokens of the longest row that there will be, trained or measured.
         reasons: every choice in words, by what it is about.
     """
 
     setting: Setting
     operations: Operations | None
     plan: MemoryPlan | None
+    row: int
     reasons: dict[str, str]
 
     @property
     def record(self) -> dict[str, Any]:
-        """The setting as plain data, for run.json."""
-        return dataclasses.asdict(self.setting) | {"dtype": name_of(self.setting.dtype)}
+        """The setting as plain data, for run.json, which has the dtype elsewhere."""
+        setting = self.setting
+        return {"packed": setting.packed, "rows": setting.rows, "recompute": setting.recompute}
 
 
 def choose(
@@ -71,9 +74,10 @@ def choose(
     operations, why_operations = _operations(compute, dtype)
     limit = _limit(compute)
     first, why_weights = _fastest(compute, spec, dtype, limit)
+    first = dataclasses.replace(first, compiled=operations is not None and operations is not TORCH)
     plan = partial(memory_plan, gguf, spec)
     setting, planned, why_memory = first, None, "not planned: the graph is autograd's"
-    before = _chosen_before(compute, old, dtype)
+    before = _chosen_before(compute, old, first)
     if operations is not None and before is not None:
         setting, planned, why_memory = before, plan(load, before), "as the run began"
     elif operations is not None:
@@ -90,7 +94,8 @@ def choose(
         "threads": f"{threads[0]} ({threads[1]})",
         "memory": why_memory,
     }
-    return Choices(setting, operations, planned, reasons)
+    row = max(row_tokens(load, setting.rows), measured_tokens(load, setting.rows))
+    return Choices(setting, operations, planned, row, reasons)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -140,13 +145,13 @@ def _weights(compute: ComputeConfig, spec: ModelSpec, dtype: torch.dtype, limit:
     return packed, f"unpacked they take {size / 2**30:.2f} GiB, {relation} than a quarter of {limit.size / 2**30:g} GiB"
 
 
-def _chosen_before(compute: ComputeConfig, old: dict[str, Any] | None, dtype: torch.dtype) -> Setting | None:
+def _chosen_before(compute: ComputeConfig, old: dict[str, Any] | None, first: Setting) -> Setting | None:
     """The setting that a run with the same options chose, from its run.json."""
     if old is None or old.get("compute") != dataclasses.asdict(compute):
         return None
     match old.get("chosen"):
         case {"packed": bool(packed), "rows": int(rows), "recompute": bool(recompute)} if rows > 0:
-            return Setting(dtype, packed, rows, recompute)
+            return dataclasses.replace(first, packed=packed, rows=rows, recompute=recompute)
         case _:
             return None
 

@@ -32,6 +32,8 @@ PROCESS_BYTES, TOKEN_BYTES = 390_000_000, 250
 """What the process takes before weights are loaded: Python 3.11, torch 2.13 and numba 0.68 with kernels from its cache,
 160 MB of it pages of libraries; and for each token of the vocabulary (403 MB with 49,152 tokens, 455 with 262,144). A
 machine's first run compiles the kernels, which takes 120 MB more."""
+NUMBA_BYTES = 115_000_000
+"""Of it numba, LLVM and the kernels, which torch's operations do without."""
 PRODUCT_BYTES = 700_000
 """What oneDNN keeps for the shape of a product (docs/log.md)."""
 SLACK_BYTES = 40_000_000
@@ -47,12 +49,14 @@ class Setting:
         packed: weights stay in the file's blocks, read through its map.
         rows: most tokens in a row; a longer example makes a longer row.
         recompute: layers run again in the backward.
+        compiled: compiled operations run between the products, torch's else.
     """
 
     dtype: torch.dtype
     packed: bool
     rows: int
     recompute: bool
+    compiled: bool = True
 
 
 @dataclass(frozen=True)
@@ -114,22 +118,30 @@ def row_tokens(load: Load, rows: int) -> int:
     return max(min(rows, load.step), load.longest or 0)
 
 
+def measured_tokens(load: Load, rows: int) -> int:
+    """Tokens of the longest row that is measured; 0 where nothing is."""
+    return max(load.measured_longest, min(rows, load.measured))
+
+
 def memory_plan(gguf: GgufFile, spec: ModelSpec, load: Load, setting: Setting) -> MemoryPlan:
     """What training takes at its peak."""
     size = setting.dtype.itemsize
     row = row_tokens(load, setting.rows)
     longest = max(load.longest or row, load.measured_longest)
-    measured = max(load.measured_longest, min(setting.rows, load.measured))
+    measured = measured_tokens(load, setting.rows)
     pairs = sum(load.ranks[linear.name] * sum(linear.shape) for linear in spec.linears() if linear.name in load.ranks)
     parts = {
-        "process": PROCESS_BYTES + TOKEN_BYTES * spec.vocabulary,
+        "process": PROCESS_BYTES + TOKEN_BYTES * spec.vocabulary - (0 if setting.compiled else NUMBA_BYTES),
         "weights": _weights(spec, setting),
         "adapter": (2 * FLOAT32 + size) * pairs,  # values, gradients, and values in the compute dtype, kept for a row
         "optimiser": 2 * FLOAT32 * pairs,
         "saved activations": _saved(spec, load.ranks, setting, row, measured),
         "workspace": max(row, measured) * max(_working(layer, spec.width, size) for layer in spec.layers),
         "attention": max(_attention(layer, longest, size) for layer in spec.layers),
-        "head": chunk_rows(spec.vocabulary) * spec.vocabulary * size + row * spec.width * (3 * size + FLOAT32),
+        "head": _logits(spec, max(row, measured)) * size + row * spec.width * (3 * size + FLOAT32),
+        "temporaries": 0
+        if setting.compiled
+        else max(_temporaries(spec, layer, max(row, measured), longest) for layer in spec.layers),
         "scratch": _scratch(spec, setting),
     }
     return MemoryPlan(parts, _mapped(gguf, spec, setting.packed))
@@ -159,11 +171,27 @@ def _saved(spec: ModelSpec, ranks: Mapping[str, int], setting: Setting, row: int
     return row * (sum(kept) + between * (len(kept) + 1)) + measured * max(kept)
 
 
+def _logits(spec: ModelSpec, row: int) -> int:
+    """Logits that exist at once: a chunk's, of as many rows as are labelled at most."""
+    return min(row, chunk_rows(spec.vocabulary)) * spec.vocabulary
+
+
 def _scratch(spec: ModelSpec, setting: Setting) -> int:
     """A packed weight's dequantised matrix; what libraries keep."""
     matrix = max(prod(spec.output.shape), *(_largest_group(layer) for layer in spec.layers))
     dense = setting.dtype.itemsize * matrix if setting.packed else 0
     return dense + PRODUCTS * PRODUCT_BYTES + SLACK_BYTES
+
+
+def _temporaries(spec: ModelSpec, layer: LayerSpec, row: int, longest: int) -> int:
+    """What torch's operations write and drop, in float32: of all operations the most at once.
+
+    A chunk of logits and its exponentials (head_loss/cross_entropy.py); scores and their softmax
+    (attention/softmax.py); a norm's x^2, g and g x (norm/explicit.py); the activation, its slope, and what it is of.
+    """
+    scores = layer.mixer.heads * min(BLOCK, longest) * longest
+    head = 2 * _logits(spec, row)
+    return FLOAT32 * max(head, 2 * scores, 3 * row * spec.width, 3 * row * layer.ffn.ffn_gate.shape[0])
 
 
 def _largest_group(layer: LayerSpec) -> int:

@@ -180,10 +180,10 @@ def loaded(base: Base, setting: Setting) -> Decoder:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MachineError(
-            f"memory ran out while the weights of {base.gguf.path} were unpacked; use --weights packed, which reads "
-            "them from the file."
-        ) from error
+        less = (
+            "raise the limit or free some" if setting.packed else "use --weights packed, which reads them from the file"
+        )
+        raise MachineError(f"memory ran out while the weights of {base.gguf.path} were loaded; {less}.") from error
 
 
 def _recorded(request: Request, folder: Path, setup: Setup, outcome: Outcome, told: list[Event]) -> Iterator[Event]:
@@ -261,12 +261,14 @@ def make_job(
     # Going on with a smaller limit is possible, with a larger one than was found to fit it is not.
     state.micro_batch_tokens = min(state.micro_batch_tokens, choices.setting.rows)
     state.recompute = state.recompute or choices.setting.recompute
+    # Buffers no longer than the rows that come: a limit on private memory counts what is reserved and never touched.
+    room = min(state.micro_batch_tokens, choices.row)
     return Job(
         decoder=with_pairs(decoder, state.pairs, lora.scale),
         examples=dataset.train.encoded,
         validation=dataset.validation.encoded,
         config=request.training,
-        work=Workspace(state.micro_batch_tokens, choices.operations) if choices.operations else None,
+        work=Workspace(room, choices.operations) if choices.operations else None,
         dropout=lora.dropout,
         packing=request.compute.packing == "on",
     )

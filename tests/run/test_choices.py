@@ -144,7 +144,7 @@ def test_a_run_stores_what_it_chose_and_goes_on_with_it(
     stops = iter([None, "SIGTERM"])
     events_of(given, tmp_path / "halves", compute, stop=lambda: next(stops, "SIGTERM"))
     record = json.loads((tmp_path / "halves" / "run.json").read_text())
-    assert record["chosen"] == {"dtype": "float32", "packed": True, "rows": 2048, "recompute": True}
+    assert record["chosen"] == {"packed": True, "rows": 2048, "recompute": True}
     machine(monkeypatch, 2**40)
     resumed = events_of(given, tmp_path / "halves", compute, resume=True)
     assert [event.parts for event in resumed if isinstance(event, MemoryPlanned)] == [planned.parts]

@@ -87,7 +87,7 @@ def trained(model: Path, folder: Path, limit: int, *options: str) -> subprocess.
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=120,
     )
 
 
@@ -110,3 +110,5 @@ def test_unpacked_weights_would_not_fit(large: Path, tmp_path: Path) -> None:
     """The control: the limit is one that unpacked weights run into."""
     done = trained(large, tmp_path, LIMIT, "--weights", "resident", "--max-steps", "1")
     assert done.returncode == 4, done.stderr
+    assert "memory ran out while the weights" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -65,6 +65,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "recompute": "on",
         "weights": "packed",
     },
+    "torch's operations": {"kernels": "torch", "micro_batch_tokens": 1024},
     "one example at a time": {"packing": "off", "rank": 8},
     "with validation": {"validation": 0.2, "micro_batch_tokens": 512},
 }
@@ -184,6 +185,14 @@ def test_what_is_measured_needs_a_layers_buffers_besides(tiny: Path) -> None:
     assert measuring.parts["workspace"] == without.parts["workspace"]
     longer = plan(tiny, replace(LOAD, measured=1000, measured_longest=96))
     assert longer.parts["workspace"] == without.parts["workspace"] * 96 / 64
+
+
+def test_torchs_operations_need_no_numba_but_wide_copies(tiny: Path) -> None:
+    """Of the logits of 64 rows, all in one chunk: the copy in float32 and its exponentials."""
+    found = plan(tiny, setting=replace(BFLOAT16, compiled=False))
+    assert plan(tiny).parts["temporaries"] == 0
+    assert found.parts["temporaries"] == 2 * 4 * 64 * 300
+    assert found.parts["process"] < plan(tiny).parts["process"]
 
 
 def encoded(*lengths: int) -> Prepared:
