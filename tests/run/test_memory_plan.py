@@ -131,7 +131,7 @@ LOAD = Load(ranks={}, step=2**20, longest=64)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tied, three layers, width 48, 4 heads on 2 of 16, ffn 80, 300 tokens (tests/tiny.py)."""
+    """Tied, three layers, width 48, 6 heads on 2 of 10, ffn 88, 300 tokens (tests/tiny.py)."""
     return tiny_llama(tmp_path_factory.mktemp("model") / "tiny.gguf")
 
 
@@ -155,7 +155,7 @@ def test_packed_weights_take_a_matrix_at_a_time_and_their_pages_can_be_dropped(t
     assert packed.parts["weights"] == 0
     assert packed.mapped == 4 * sum(out * columns for out, columns in matrices(tiny))  # F32 in the file
     assert resident.mapped == 4 * 300 * 48  # the embedding
-    largest = max(300 * 48, 2 * 80 * 48)  # the output layer, or gate and up as one
+    largest = max(300 * 48, 2 * 88 * 48)  # the output layer, or gate and up as one
     assert packed.parts["scratch"] - resident.parts["scratch"] == 2 * largest
 
 
@@ -189,8 +189,9 @@ def test_what_is_measured_needs_a_layers_buffers_besides(tiny: Path) -> None:
 
 def test_torchs_operations_need_no_numba_but_wide_copies(tiny: Path) -> None:
     """Of the logits of 64 rows, all in one chunk: the copy in float32 and its exponentials."""
-    found = plan(tiny, setting=replace(BFLOAT16, compiled=False))
-    assert plan(tiny).parts["temporaries"] == 0
+    short = replace(LOAD, longest=32)  # so that scores are few
+    found = plan(tiny, short, replace(BFLOAT16, compiled=False, rows=64))
+    assert plan(tiny, short).parts["temporaries"] == 0
     assert found.parts["temporaries"] == 2 * 4 * 64 * 300
     assert found.parts["process"] < plan(tiny).parts["process"]
 
