@@ -261,6 +261,20 @@ MUTANTS = (
         "        dy = wide.sub_(lse[:, None]).mul_(weights[:, None]).exp_()",
         "tests/train/test_step.py",
     ),
+    Mutant(
+        "a tied output layer takes no memory",
+        "run/memory_plan.py",
+        "return [*spec.linears(), *([spec.output] if spec.tied else [])]",
+        "return [*spec.linears()]",
+        "tests/run/test_memory_plan.py",
+    ),
+    Mutant(
+        "a cgroup above has no limit",
+        "run/machine.py",
+        "for part in (inside, *inside.parents):",
+        "for part in (inside,):",
+        "tests/run/test_machine.py",
+    ),
 )
 
 

@@ -84,9 +84,9 @@ def ceiling(found: Memory, taken: Taken) -> Ceiling:
     if found.cgroup is not None:
         limits.append(Ceiling(found.cgroup, "the cgroup"))
     if found.address_space is not None:
-        limits.append(Ceiling(taken.resident + found.address_space - taken.addresses, "RLIMIT_AS"))
+        limits.append(Ceiling(max(0, taken.resident + found.address_space - taken.addresses), "RLIMIT_AS"))
     if found.data is not None:
-        limits.append(Ceiling(taken.resident + found.data - taken.private, "RLIMIT_DATA"))
+        limits.append(Ceiling(max(0, taken.resident + found.data - taken.private), "RLIMIT_DATA"))
     return min(limits, key=lambda limit: limit.size)
 
 

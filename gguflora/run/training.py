@@ -235,7 +235,7 @@ def _train_or_report(request: Request, folder: Path, setup: Setup, start: Start)
     if finished.adapter and not (finished.stopped_by or start.reported):
         chosen = dataset.validation.encoded or dataset.train.encoded
         ask = request.data.train_on != "everything"  # what is trained then has no prompt
-        yield from _check_in_llamacpp(setup, Path(finished.adapter), chosen, request.stop, ask=ask)
+        yield from _check_in_llamacpp(request, setup, Path(finished.adapter), chosen, ask=ask)
     yield finished
 
 
@@ -281,17 +281,19 @@ def _served(finished: Finished, dataset: Dataset) -> Finished:
 
 
 def _check_in_llamacpp(
-    setup: Setup, adapter: Path, encoded: Sequence[Encoded], stop: Callable[[], str | None], *, ask: bool
+    request: Request, setup: Setup, adapter: Path, encoded: Sequence[Encoded], *, ask: bool
 ) -> Iterator[Event]:
     if not llamacpp.available():
         yield Warned("not verified in llama.cpp: install it with pip install 'gguflora[llamacpp]'.")
         return
-    if reason := stop():  # the adapter is written and whole: nothing is lost by leaving now
+    if reason := request.stop():  # the adapter is written and whole: nothing is lost by leaving now
         yield Warned(f"not verified in llama.cpp: stopped by {reason}.")
         return
     try:
-        yield verify(setup.base, adapter, encoded, packed=setup.choices.setting.packed)
-        yield from [] if stop() or not ask else answers(setup.base, adapter, encoded)
+        # Unpacked in float32 the weights may be more than training took.
+        packed = setup.choices.setting.packed or request.compute.memory is not None
+        yield verify(setup.base, adapter, encoded, packed=packed)
+        yield from [] if request.stop() or not ask else answers(setup.base, adapter, encoded)
     except GgufloraError as error:  # as above: only the check could not be made
         yield Warned(f"the check in llama.cpp could not be made: {error}")
 

@@ -129,6 +129,7 @@ HAS = Taken(resident=3, addresses=10, private=4)
         (Memory(100, 90, None, None, 50), Ceiling(43, "RLIMIT_AS")),
         (Memory(100, 90, 30, 5, 50, 20), Ceiling(19, "RLIMIT_DATA")),
         (Memory(100, 90, 12, 5, 50, 20), Ceiling(12, "the cgroup")),
+        (Memory(100, 90, None, None, 6), Ceiling(0, "RLIMIT_AS")),  # set below what the process has
     ],
 )
 def test_the_ceiling_is_the_tightest_limit_and_no_account_of_what_is_free(found: Memory, expected: Ceiling):
