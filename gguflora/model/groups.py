@@ -90,7 +90,7 @@ def add_gradients(group: Group, gradients: PairGradients) -> None:
     """Add a group's gradients to its pairs' own."""
     pairs = [layer.pair for layer in group.linears if layer.pair]
     ranks = [len(pair.lora_a) for pair in pairs]
-    for pair, da, db in zip(pairs, gradients.da.split(ranks), gradients.db, strict=True):
+    for pair, da, db in zip(pairs, torch.split(gradients.da, ranks), gradients.db, strict=True):
         _add(pair.lora_a, da)
         _add(pair.lora_b, db)
 
