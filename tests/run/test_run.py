@@ -11,6 +11,9 @@ from gguflora.config import DataConfig, LoraConfig, TrainingConfig
 from gguflora.data import Example, load_jsonl
 from gguflora.errors import FileError, GgufloraError
 from gguflora.events import Event, Finished, Planned, StepDone, Verified, Warned
+from gguflora.run import training
+from gguflora.run.machine import Ceiling, Taken
+from gguflora.run.opening import open_base
 from gguflora.run.training import Outcome, Request, run
 from gguflora.train import Checkpoints, load_newest_state
 from tests.runs import metrics, write_dataset
@@ -91,6 +94,17 @@ def test_the_check_is_made_on_validation_examples_else_on_trained_ones(
         events = list(run(request(given, tmp_path / str(number), data=data), Outcome()))
         assert isinstance(events[-2], Verified)
     assert checked == [10, 2]
+
+
+def test_the_check_reads_packed_weights_where_unpacked_ones_would_not_leave_half_of_the_memory(
+    given: tuple[Path, list[Example]], monkeypatch: pytest.MonkeyPatch
+):
+    base = open_base(given[0])
+    unpacked = sum(info.nbytes for info in base.gguf.tensors.values() if len(info.shape) == 2)  # F32, and tied
+    monkeypatch.setattr("gguflora.run.training.taken", lambda: Taken(1000, 0, 0))
+    for size, room in ((2 * (unpacked + 1000), True), (2 * (unpacked + 1000) - 1, False)):
+        monkeypatch.setattr("gguflora.run.training.reach", lambda *_, size=size: Ceiling(size, "what is free"))
+        assert training._room_to_check(base) is room
 
 
 def test_a_check_that_fails_is_a_warning_and_the_adapter_stays(
