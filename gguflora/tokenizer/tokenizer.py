@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,10 @@ class Tokenizer:
     vocabulary: Vocabulary
     engine: Engine
     specials: tuple[SpecialToken, ...]
+
+    def __reduce__(self) -> tuple[Callable[[Vocabulary], Tokenizer], tuple[Vocabulary]]:
+        """Pickled as its vocabulary: the engine is built again."""
+        return build_tokenizer, (self.vocabulary,)
 
     @functools.cached_property
     def _starts(self) -> Starts:
