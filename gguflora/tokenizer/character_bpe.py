@@ -8,13 +8,13 @@ library knows no merge of parts that are no tokens, and turns characters into by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gguflora.tokenizer.alphabet import decoded
 from gguflora.tokenizer.merging import PieceEncoder, merge, piece_encoder
 from gguflora.tokenizer.pretokenizers import SPACE, CharacterPreTokenizer
-from gguflora.tokenizer.vocabulary import Vocabulary, split_merge
+from gguflora.tokenizer.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,18 @@ def build_character_bpe(vocabulary: Vocabulary, row: CharacterPreTokenizer) -> C
     """
     ids = vocabulary.ids
     ranks = dict(zip(vocabulary.merges, range(len(vocabulary.merges)), strict=True))
-    parts = ((left, right) for left, _, right in map(split_merge, vocabulary.merges))
-    neighbours = frozenset(left[-1] + right[0] for left, right in parts if left and right)
 
     def piece_ids(piece: str) -> tuple[int, ...]:
         return tuple(token for part in merge(piece, ranks, between=" ") for token in _part_ids(part, ids))
 
-    return CharacterBpeEngine(row, ids, piece_encoder(neighbours, piece_ids))
+    return CharacterBpeEngine(row, ids, piece_encoder(_neighbours(vocabulary.merges), piece_ids))
+
+
+def _neighbours(merges: Iterable[str]) -> frozenset[str]:
+    """Every two characters at which a merge joins its parts; the first space behind a character divides them (2115)."""
+    return frozenset(
+        merge[at - 1] + merge[at + 1] for merge in merges if 0 < (at := merge.find(" ", 1)) < len(merge) - 1
+    )
 
 
 def _part_ids(part: str, ids: Mapping[str, int]) -> Iterator[int]:
