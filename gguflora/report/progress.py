@@ -69,7 +69,7 @@ class EncodingProgress:
                 transient=True,
                 auto_refresh=False,
             )
-            self._bar = bar, bar.add_task("")
+            self._bar = bar, bar.add_task("", total=total, completed=done)
             bar.start()
         progress, task = self._bar
         progress.update(task, completed=done, total=total, refresh=True)
