@@ -55,6 +55,7 @@ app = App(
     version=lambda: version("gguflora"),
     help_format="plaintext",
     default_parameter=Parameter(negative=(), converter=_exact),
+    suppress_keyboard_interrupt=False,  # main says what becomes of it
 )
 
 

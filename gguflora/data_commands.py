@@ -11,6 +11,7 @@ from typing import Annotated
 from cyclopts import App, Parameter
 
 from gguflora.config import DataConfig, ReadConfig, TemplateConfig, TrainingConfig
+from gguflora.signals import signal_watch
 
 Flat = Parameter(name="*")
 Data = Parameter(allow_leading_hyphen=True)  # a lone hyphen is standard input
@@ -100,7 +101,7 @@ def data_check(  # noqa: PLR0913 (one parameter for each group of options)
     measured, others = replace(reading, source_weight=()), data_config.validation
     validation = open_examples(others, measured, bad_records.append) if others else None
     training = TrainingConfig(batch_size=batch_size, batch_tokens=batch_tokens, epochs=epochs, seed=seed)
-    with EncodingProgress(Console(stderr=True)) as progress:
+    with signal_watch(), EncodingProgress(Console(stderr=True)) as progress:
         facts = check(model, examples, validation, data_config, template, training, bad_records, progress)
     if json:
         print(json_text.dumps(as_json(facts)), flush=True)
