@@ -37,11 +37,11 @@ def wait_for(what: Callable[[], object], seconds: float = 60.0) -> bool:
 
 
 def processes_of(mark: str) -> list[int]:
-    """Every process that has `mark` in its environment."""
+    """Every process that has GGUFLORA_TEST=`mark` in its environment."""
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
-            if mark.encode() in path.read_bytes():
+            if f"GGUFLORA_TEST={mark}".encode() in path.read_bytes():
                 found.append(int(path.parent.name))
         except OSError:  # it has ended, or is another user's
             continue
@@ -71,7 +71,7 @@ def test_a_signal_while_encoding_ends_it_soon_and_leaves_nothing(
     """No half-written tokens, no output folder, no process."""
     if cores > len(os.sched_getaffinity(0)):
         pytest.skip("there is one core")
-    mark = f"GGUFLORA_TEST={tmp_path}"
+    mark = {"GGUFLORA_TEST": str(tmp_path)}
     words = command[:2] if command[0] == "data" else command[:1]
     arguments = [*words, *map(str, given), *command[len(words) :]]
     cache = tmp_path / "cache" / "gguflora" / "tokens"
@@ -81,11 +81,10 @@ def test_a_signal_while_encoding_ends_it_soon_and_leaves_nothing(
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env=os.environ
-        | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), mark.split("=")[0]: str(tmp_path)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache")} | mark,
     ) as process:
         assert wait_for(lambda: process.poll() is not None or any(path.stat().st_size for path in cache.glob(".*")))
-        started = processes_of(mark)
+        started = processes_of(str(tmp_path))
         process.send_signal(number)
         sent = time.monotonic()
         _, error = process.communicate(timeout=60)
@@ -96,4 +95,4 @@ def test_a_signal_while_encoding_ends_it_soon_and_leaves_nothing(
     assert list(cache.iterdir()) == []
     assert not (tmp_path / "out").exists()
     assert len(started) >= (3 if cores > 1 else 1)  # so that the last line is no empty promise
-    assert wait_for(lambda: not processes_of(mark), 10)
+    assert wait_for(lambda: not processes_of(str(tmp_path)), 10)

@@ -45,13 +45,17 @@ character_text = st.one_of(
 """Any Unicode text without surrogates, most of it over the vocabulary's characters and special tokens."""
 
 
+_LONGER = 300  # merges of parts that may be longer than a character
+
+
 def _merges(draw: random.Random) -> list[str]:
-    """Merges of random parts, some of them twice, some that no part leads to."""
-    parts = list(CHARACTERS)
-    merges = []
-    for _ in range(150):
+    """Merges of random parts, half of the characters' pairs first, some twice, some that no part leads to."""
+    merges = [f"{left} {right}" for left in CHARACTERS for right in CHARACTERS if draw.random() < 0.5]
+    draw.shuffle(merges)
+    parts = [*CHARACTERS, *(merge.replace(" ", "") for merge in merges)]
+    for _ in range(_LONGER):
         left, right = draw.choice(parts), draw.choice(parts)
-        merges.append(f"{left} {right}")
+        merges.insert(draw.randrange(len(merges)), f"{left} {right}")
         parts.append(left + right)
     return [*merges, *draw.sample(merges, 10), "q r", "", "a", " a b", "a  b"]
 
@@ -60,7 +64,7 @@ def pieces_and_merges() -> tuple[list[tuple[str, int]], list[str]]:
     """Every token with its type, and the merges."""
     draw = random.Random(0)
     merges = _merges(draw)
-    made = dict.fromkeys(merge.replace(" ", "") for merge in merges[:150])
+    made = dict.fromkeys(merge.replace(" ", "") for merge in merges if merge.count(" ") == 1)
     tokens = dict.fromkeys(CHARACTERS[:-2])
     tokens |= dict.fromkeys(text for text in made if draw.random() < 0.8)  # the others become bytes
     tokens |= dict.fromkeys(["\n" * count for count in (2, 3, 5)])
