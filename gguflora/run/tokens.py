@@ -48,7 +48,7 @@ MUCH = 64 * 2**20  # characters: what has fewer of both takes little memory and 
 MOST_BYTES = 20 * 2**30  # of the cache
 _MOST_PROCESSES = 16  # what reads examples for them and writes their tokens is one process
 _EACH = 2.0  # seconds of work that are worth a process, which takes half of one to start
-_PER_EXAMPLE, _PER_CHARACTER = 0.5e-3, 0.7e-6  # seconds, roughly (docs/log.md)
+_PER_CONVERSATION, _PER_CHARACTER = 0.5e-3, 0.6e-6  # seconds, roughly (docs/log.md)
 _ABANDONED = 24 * 3600.0  # seconds after which a file that nobody went on writing is a killed writer's
 _CLOCK = ("strftime_now", "datetime", "date_string")  # what templates tell the day by
 _NOT_IN_TEXT = ("now", "origin", "absent", "notice")  # fields of a template that no text depends on
@@ -174,8 +174,8 @@ def _encoded(
 
 def processes_for(part: Part, cores: int) -> int:
     """How many processes the examples of `part` are worth."""
-    share = len(part) / max(1, len(part.wanted))
-    seconds = _PER_EXAMPLE * len(part) + _PER_CHARACTER * share * part.known.characters
+    known, share = part.known, len(part) / max(1, len(part.wanted))
+    seconds = share * (_PER_CONVERSATION * int(known.conversations.sum()) + _PER_CHARACTER * known.characters)
     return max(1, min(cores, _MOST_PROCESSES, int(seconds / _EACH)))
 
 

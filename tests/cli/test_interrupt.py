@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from gguflora.run.tokens import MANY
-from tests.runs import write_dataset
 from tests.tiny import tiny_llama
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,12 @@ def processes_of(mark: str) -> list[int]:
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("given")
-    return tiny_llama(folder / "tiny.gguf"), write_dataset(folder / "d.jsonl", MANY + 10_000)
+    data = folder / "d.jsonl"
+    with data.open("w") as file:
+        for number in range(MANY + 10_000):
+            said = [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": str(number)}]
+            file.write(json.dumps({"messages": said}) + "\n")
+    return tiny_llama(folder / "tiny.gguf"), data
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc, and sets the process's cores")

@@ -300,12 +300,13 @@ def test_several_processes_leave_the_same_file(base: Base, cache: Path, monkeypa
 def test_processes_are_started_for_much_work_alone(monkeypatch: pytest.MonkeyPatch):
     """As many as there are cores; only what is wanted counts."""
     monkeypatch.setattr("gguflora.run.tokens._MOST_PROCESSES", 5)
-    ids = np.zeros((10_000, 2), np.uint64)
-    known = Catalogue(ids, ids, np.zeros(10_000, np.bool_), 1_000_000)
-    much = Part((), replace(known, characters=10**9), np.ones(10_000, np.bool_))
+    ids, chats = np.zeros((10_000, 2), np.uint64), np.ones(10_000, np.bool_)
+    known = Catalogue(ids, ids, chats, 1_000_000)
+    much = Part((), replace(known, characters=10**9), chats)
     assert [processes_for(much, cores) for cores in (1, 2, 4, 64)] == [1, 2, 4, 5]
     assert processes_for(replace(much, known=known), 64) == 2
     assert processes_for(replace(much, known=known, wanted=np.arange(10_000) < 2_000), 64) == 1
+    assert processes_for(replace(much, known=replace(known, conversations=~chats)), 64) == 1  # completions are quick
 
 
 def split(base: Base, path: Path, config: DataConfig) -> Dataset:
