@@ -297,6 +297,13 @@ MUTANTS = (
         "tests/data/test_encoding_process.py",
     ),
     Mutant(
+        "a signal while data are encoded is only remembered",
+        "signals.py",
+        "        if not self.patient:",
+        "        if self.patient is None:",
+        "tests/signals/test_signals.py",
+    ),
+    Mutant(
         "packed documents are one",
         "data/packing.py",
         "        document_starts=np.cumsum([0, *lengths], dtype=np.int64),",
