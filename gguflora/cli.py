@@ -6,7 +6,6 @@ inside it, so that `tokenize` and `--help` start at once.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import io
 import json
@@ -17,11 +16,11 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import (
     App,
@@ -37,9 +36,7 @@ from cyclopts import (
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TemplateConfig, TrainingConfig
 from gguflora.data_commands import Data, Flat, data_app
 from gguflora.errors import DataError, GgufloraError, UsageError
-
-if TYPE_CHECKING:
-    from types import FrameType
+from gguflora.signals import signal_watch
 
 
 def _exact(type_: Any, tokens: Sequence[Token]) -> Any:
@@ -58,6 +55,7 @@ app = App(
     version=lambda: version("gguflora"),
     help_format="plaintext",
     default_parameter=Parameter(negative=(), converter=_exact),
+    suppress_keyboard_interrupt=False,  # main says what becomes of it
 )
 
 
@@ -103,8 +101,8 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
     from rich.console import Console
 
     from gguflora.data import open_examples
-    from gguflora.events import Finished, as_dict
-    from gguflora.report import ConsoleReport
+    from gguflora.events import DataReady, Finished, as_dict
+    from gguflora.report import ConsoleReport, EncodingProgress
     from gguflora.run.template import own_options, serve_options
     from gguflora.run.training import Outcome, Request, run
 
@@ -114,7 +112,11 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
     validation = open_examples(others, measured, bad_records.append) if others else None
     console = Console(stderr=json, highlight=False)
     stopped_by = None
-    with _signal_watch() as stop, ConsoleReport(console, training.logging_steps) as report:
+    with (
+        signal_watch() as watch,
+        ConsoleReport(console, training.logging_steps) as report,
+        EncodingProgress(Console(stderr=True)) as progress,
+    ):
         request = Request(
             model=model,
             examples=examples,
@@ -126,12 +128,15 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
             compute=compute,
             output_dir=output_dir,
             resume=resume,
-            stop=stop,
+            stop=watch.stopped_by,
             init_adapter=init_adapter,
             dry_run=dry_run,
             bad_records=bad_records,
+            progress=progress,
         )
         for event in run(request, Outcome()):
+            if isinstance(event, DataReady):
+                watch.patient = True
             report.show(event)
             if json:
                 _print_json(as_dict(event))
@@ -165,12 +170,16 @@ def evaluate(
         template: How conversations become text; without it as the adapter was trained.
         json: Print one JSON object on one line.
     """
+    from rich.console import Console
+
     from gguflora.data import load_examples
+    from gguflora.report import EncodingProgress
     from gguflora.run.dataset import BAD_RECORD
     from gguflora.run.measure import measure
 
     bad_records: list[str] = []
-    result = measure(model, load_examples(data, reading, bad_records.append), lora, scale, template)
+    with EncodingProgress(Console(stderr=True)) as progress:
+        result = measure(model, load_examples(data, reading, bad_records.append), lora, scale, template, progress)
     if bad_records:
         result["skipped"][BAD_RECORD] = len(bad_records)
     if json:
@@ -340,8 +349,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `gguflora ... | head`: the reader has gone, there is no one left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        code = _fail("interrupted.", 128 + signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        code = _fail("interrupted.", 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except Exception as error:
         code = _bug(error)
     sys.exit(code if isinstance(code, int) else 0)
@@ -428,20 +437,3 @@ def _text_to_tokenize(text: str | None, file: Path | None) -> str:
         raise DataError(f"{file} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong.") from error
-
-
-@contextlib.contextmanager
-def _signal_watch() -> Iterator[Callable[[], str | None]]:
-    """Remember the first signal that asks for an end; a second one ends the process at once."""
-    received: list[str] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        received.append(signal.Signals(number).name)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

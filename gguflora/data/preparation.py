@@ -1,9 +1,9 @@
-"""Examples become encoded ones; those that can't teach anything are left out, each counted under its reason."""
+"""An example becomes what is trained of it, or the reason why nothing is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gguflora.config import Overlong, TrainOn
 from gguflora.data.answers import opening
@@ -11,7 +11,6 @@ from gguflora.data.encoded import Encoded
 from gguflora.data.example import Completion, Conversation, Example
 from gguflora.data.labels import encode_example
 from gguflora.data.overlong import fit
-from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
 
 WEIGHT_ZERO = "weight 0"
@@ -29,33 +28,22 @@ ALTERED = {
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What is trained, and what is not.
+class Preparation:
+    """How examples become tokens; another process can be told it.
 
     Attributes:
-        encoded: in the order of the examples; in memory, or in a file (store.py).
-        skipped: reason -> sources of the examples that were left out for it.
-        altered: what was done -> sources of the examples that are not trained as they stand.
-        endless: sources of what is encoded without training a token that ends generation.
+        tokenizer: the base's.
+        template: the base's.
+        max_length: most tokens of an example, template included.
+        train_on: which tokens of an example are trained.
+        overlong: what becomes of examples of more than max_length tokens.
     """
 
-    encoded: Sequence[Encoded]
-    skipped: Mapping[str, tuple[str, ...]]
-    altered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    endless: tuple[str, ...] = ()
-
-
-@dataclass
-class Account:
-    """What has become of the examples that were encoded so far, as `Prepared` has it."""
-
-    skipped: dict[str, list[str]] = field(default_factory=dict)
-    altered: dict[str, list[str]] = field(default_factory=dict)
-    endless: list[str] = field(default_factory=list)
-
-    def about(self, encoded: Sequence[Encoded]) -> Prepared:
-        """The account of what was encoded."""
-        return Prepared(encoded, _frozen(self.skipped), _frozen(self.altered), tuple(self.endless))
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    max_length: int
+    train_on: TrainOn = "all"
+    overlong: Overlong = "drop"
 
 
 @dataclass(frozen=True)
@@ -67,93 +55,28 @@ class PreparedOne:
     altered: tuple[str, ...] = ()
 
 
-def prepare(
-    examples: Iterable[Example],
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    max_length: int,
-    *,
-    train_on: TrainOn = "all",
-    overlong: Overlong = "drop",
-) -> Prepared:
-    """Encode examples, leaving out those of weight 0 or without an answer, and what `overlong` says of long ones.
-
-    In one of several answers an empty one counts as well, because the model would learn to say nothing there.
-
-    Args:
-        examples: those without a source are named by their number.
-        tokenizer: the base's.
-        template: the base's.
-        max_length: most tokens of an example, template included.
-        train_on: which tokens of an example are trained.
-        overlong: what becomes of examples of more than max_length tokens.
-
-    Raises:
-        DataError: an example can't be encoded, or none is left.
-    """
-    account = Account()
-    encoded = tuple(
-        encode_all(examples, tokenizer, template, max_length, account, train_on=train_on, overlong=overlong)
-    )
-    return account.about(encoded)
+Outcome = PreparedOne | Exception
+"""What became of an example, or why that can't be told."""
 
 
-def encode_all(
-    examples: Iterable[Example],
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    max_length: int,
-    account: Account,
-    *,
-    train_on: TrainOn = "all",
-    overlong: Overlong = "drop",
-) -> Iterator[Encoded]:
-    """As `prepare`, one at a time; what becomes of each is written into `account`, which is complete at the end.
+def prepare_one(example: Example, how: Preparation) -> PreparedOne:
+    """Encode one example; where it teaches nothing there are no pieces, but the reason.
 
-    Raises:
-        DataError: an example can't be encoded, or, at the end, there was none to train.
-    """
-    endings = frozenset(tokenizer.vocabulary.eog)
-    empty = True
-    for number, example in enumerate(examples, 1):
-        named = example if example.source else replace(example, source=f"example {number}")
-        one = prepare_one(named, tokenizer, template, max_length, train_on=train_on, overlong=overlong)
-        if one.skipped:
-            account.skipped.setdefault(one.skipped, []).append(named.source)
-        for what in one.altered:
-            account.altered.setdefault(what, []).append(named.source)
-        for piece in one.pieces:
-            empty = False
-            if endings.isdisjoint(piece.labels.tolist()):
-                account.endless.append(piece.source)
-            yield piece
-    if empty:
-        raise DataError(_nothing_left(account.skipped, max_length))
-
-
-def prepare_one(
-    example: Example,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    max_length: int,
-    *,
-    train_on: TrainOn = "all",
-    overlong: Overlong = "drop",
-) -> PreparedOne:
-    """As `prepare`, for one example; where it teaches nothing there are no pieces, but the reason.
+    It teaches nothing without weight or without an answer. In one of several answers an empty one counts as well,
+    because the model would learn to say nothing there.
 
     Raises:
         DataError: it can't be encoded.
     """
-    reason = _reason_to_skip(example, train_on)
+    reason = _reason_to_skip(example, how.train_on)
     if reason:
         return PreparedOne((), reason)
-    whole = encode_example(example, tokenizer, template, train_on)
-    pieces = fit(whole, max_length, overlong, len(opening(tokenizer.vocabulary)))
+    whole = encode_example(example, how.tokenizer, how.template, how.train_on)
+    pieces = fit(whole, how.max_length, how.overlong, len(opening(how.tokenizer.vocabulary)))
     if not pieces:
-        return PreparedOne((), TOO_LONG if overlong == "drop" else CUT_AWAY)
+        return PreparedOne((), TOO_LONG if how.overlong == "drop" else CUT_AWAY)
     altered = {
-        ALTERED.get(overlong, ""): len(whole.tokens) > max_length,
+        ALTERED.get(how.overlong, ""): len(whole.tokens) > how.max_length,
         LOST_ANSWERS: whole.lost_answers > 0,
         LOST_REASONING: whole.lost_reasoning > 0,
     }
@@ -188,17 +111,3 @@ def _empty_answers(example: Example) -> list[bool]:
             return [message.is_empty() for message in messages if message.role == "assistant"]
         case Completion(_, completion):
             return [not completion.strip()]
-
-
-def _frozen(sources: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    return {reason: tuple(of_reason) for reason, of_reason in sources.items()}
-
-
-def _nothing_left(skipped: Mapping[str, Sequence[str]], max_length: int) -> str:
-    if not skipped:
-        return "There is no example to train; give at least one."
-    counts = ", ".join(f"{len(sources)} {reason}" for reason, sources in skipped.items())
-    [first, *_] = [source for sources in skipped.values() for source in sources]
-    long = TOO_LONG in skipped or CUT_AWAY in skipped
-    raised = f" or raise max_length above {max_length}" if long else ""
-    return f"No example is left to train ({counts}; the first is {first}); correct the data{raised}."

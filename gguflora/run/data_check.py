@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from gguflora.config import DataConfig, TemplateConfig, TrainingConfig
-from gguflora.data import Encoded, Example, lengths_of, plan_steps, prepare_one
+from gguflora.data import Encoded, Example, Preparation, lengths_of, plan_steps, prepare_one
 from gguflora.data.preparation import EMPTY_ANSWER
+from gguflora.events import Progress, unseen
 from gguflora.report.checked import DataFacts
 from gguflora.report.shown import ShownExample, ShownPiece
 from gguflora.run.dataset import BAD_RECORD, data_ready, make_dataset, together
 from gguflora.run.opening import Base, open_base
+from gguflora.run.tokens import Encoding
 
 
 def show(
@@ -27,18 +29,11 @@ def show(
         GgufloraError: the model or an example can't be used.
     """
     base = open_base(model, template)
+    how = Preparation(base.tokenizer, base.template, config.max_length, config.train_on, config.overlong)
     left = limit
     for number, example in enumerate(examples, 1):
         named = example if example.source else replace(example, source=f"example {number}")
-        one = prepare_one(
-            named,
-            base.tokenizer,
-            base.template,
-            config.max_length,
-            train_on=config.train_on,
-            overlong=config.overlong,
-        )
-        for encoded in one.pieces:
+        for encoded in prepare_one(named, how).pieces:
             if left == 0:
                 return
             left -= 1
@@ -53,14 +48,25 @@ def check(
     template: TemplateConfig,
     training: TrainingConfig,
     bad_records: Sequence[str] = (),
+    progress: Progress = unseen,
 ) -> DataFacts:
-    """The figures of a dataset as `train` would use it; `bad_records` says what was wrong with records left out.
+    """The figures of a dataset as `train` would use it.
+
+    Args:
+        model: GGUF file.
+        examples: to train.
+        validation: to measure on; None: some of the examples are split off as `config` says.
+        config: which examples are trained.
+        template: how conversations become text.
+        training: the seed of the split, and how large a step is.
+        bad_records: what was wrong with records that were left out.
+        progress: told how far encoding is.
 
     Raises:
         GgufloraError: as training would before its first step.
     """
     base = open_base(model, template)
-    dataset = make_dataset(base, examples, validation, config, training.seed)
+    dataset = make_dataset(base, examples, validation, config, training.seed, Encoding(progress=progress))
     ready = data_ready(dataset)
     lengths = lengths_of(dataset.train.encoded).tolist()
     plan = plan_steps(lengths, training)

@@ -148,6 +148,21 @@ def test_check_names_what_is_cut_and_what_never_ends(model: Path, tmp_path: Path
         assert part in text
 
 
+@pytest.mark.parametrize("what", ["train", "eval", "data check"])
+def test_progress_never_stands_among_what_is_for_programs(
+    what: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """It is text on standard error, here for work that takes no time at all."""
+    monkeypatch.setattr("gguflora.report.progress._QUIET", 0.0)
+    monkeypatch.setattr("gguflora.report.progress._LINES", 0.0)
+    data = dataset(tmp_path, *({"prompt": text, "completion": "b"} for text in "wxyz"))
+    options = ["--output-dir", tmp_path / "out", "--dry-run"] if what == "train" else []
+    assert command(*what.split(), model, data, "--json", *options) == 0
+    told = capsys.readouterr()
+    assert [type(json.loads(line)) for line in told.out.splitlines()] == [dict] * len(told.out.splitlines())
+    assert "encoding: 1 of 4 examples, about 0 s left\n" in told.err
+
+
 def test_training_stops_where_no_answer_has_an_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Cut off on the right, every answer goes on for ever."""
     data = dataset(tmp_path, chat("q", "x" * 99), chat("p", "y" * 99))

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from gguflora.config import Overlong, TrainOn
+from gguflora.data import prepare
 from gguflora.data.example import Completion, Example
-from gguflora.data.preparation import LOST_ANSWERS, LOST_REASONING, filter_by_length, prepare
+from gguflora.data.preparation import LOST_ANSWERS, LOST_REASONING, filter_by_length
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from gguflora.data import prepare
 from gguflora.data.example import Conversation, Example, Message
 from gguflora.data.formats import load_jsonl, save_jsonl
 from gguflora.data.labels import encode_example
-from gguflora.data.preparation import prepare
 from gguflora.data.rows import rows_of, switches_of
 from gguflora.data.tools import ToolCall, read_tools
 from gguflora.errors import DataError

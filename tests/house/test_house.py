@@ -15,6 +15,7 @@ import pytest
 import gguflora
 from gguflora.arch.architectures import ARCHITECTURES
 from gguflora.cli import app
+from gguflora.tokenizer.pretokenizers import OF_CHARACTERS, PRETOKENIZERS
 
 PACKAGE = Path(gguflora.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -180,7 +181,7 @@ def test_no_torch_where_a_command_must_start_at_once():
 
 
 # In `tokenizer.ggml.model` "llama" means SentencePiece, and `tokenizer.ggml.pre` names splitters after models.
-KINDS_OF_TOKENIZER = {"llama", "qwen2"}
+KINDS_OF_TOKENIZER = {"llama", "gemma4", "t5", "rwkv", "plamo2", *PRETOKENIZERS, *OF_CHARACTERS}
 
 
 def strings(path: Path) -> Iterator[ast.Constant]:
