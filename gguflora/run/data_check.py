@@ -16,6 +16,7 @@ from gguflora.report.checked import DataFacts
 from gguflora.report.shown import ShownExample, ShownPiece
 from gguflora.run.dataset import BAD_RECORD, data_ready, make_dataset, together
 from gguflora.run.opening import Base, open_base
+from gguflora.run.template_check import compare
 
 
 def show(
@@ -38,11 +39,13 @@ def show(
             train_on=config.train_on,
             overlong=config.overlong,
         )
+        notes = one.altered
         for encoded in one.pieces:
             if left == 0:
                 return
             left -= 1
-            yield ShownExample(encoded.source, tuple(_pieces(base, encoded)))
+            yield ShownExample(encoded.source, tuple(_pieces(base, encoded)), notes)
+            notes = ()
 
 
 def check(
@@ -60,6 +63,7 @@ def check(
         GgufloraError: as training would before its first step.
     """
     base = open_base(model, template)
+    examples = list(examples) if isinstance(examples, Iterator) else examples
     dataset = make_dataset(base, examples, validation, config, training.seed)
     ready = data_ready(dataset)
     lengths = lengths_of(dataset.train.encoded).tolist()
@@ -85,6 +89,7 @@ def check(
         steps_per_epoch=plan.ends[0],
         total_steps=plan.total,
         warnings=[base.template.notice] if base.template.notice else [],
+        templates=compare(base, examples),
     )
 
 

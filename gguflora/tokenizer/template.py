@@ -91,6 +91,10 @@ class ChatTemplate:
         if not self.absent:
             self._require_known(self._program(self.source), self.switches)
 
+    def reads(self, switch: str) -> bool:
+        """Whether the template looks at a switch."""
+        return not self.absent and switch in self._program(self.source).names
+
     @functools.cached_property
     def _takes_system(self) -> bool:
         return takes_system_message(lambda rows: self._rendered(rows, True, {}))

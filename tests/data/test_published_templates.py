@@ -157,18 +157,18 @@ def test_the_answers_and_their_ends_are_trained(model: Model, system: str | None
         for turn in turns
         for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
-    encoded = encode_example(Example.messages([*opening, *dialogue]), model.tokenizer, model.template)
+    [encoded] = encode_example(Example.messages([*opening, *dialogue]), model.tokenizer, model.template)
     answers = expected(model.published, [answer for _, answer in turns])
     assert trained(encoded, model.tokenizer) == answers
     assert encoded.lost_answers == len(turns) - len(answers)
-    last = encode_example(Example.messages([*opening, *dialogue]), model.tokenizer, model.template, "last")
+    [last] = encode_example(Example.messages([*opening, *dialogue]), model.tokenizer, model.template, "last")
     assert trained(last, model.tokenizer) == answers[-1:]
 
 
 def test_one_bos_and_the_end_token_is_one_that_stops_generation(model: Model):
     dialogue = [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
     messages = [{"role": role, "content": text} for role, text in dialogue]
-    encoded = encode_example(Example.messages(messages), model.tokenizer, model.template)
+    [encoded] = encode_example(Example.messages(messages), model.tokenizer, model.template)
     vocabulary = model.tokenizer.vocabulary
     if vocabulary.add_bos:
         assert encoded.tokens.tolist().count(vocabulary.bos) == 1
@@ -184,7 +184,7 @@ def test_a_template_that_drops_the_system_message_from_history_is_refused_with_o
     with pytest.raises(
         DataError, match=r"the chat template opens answer 1 with 's\\n\\nq\[/INST\]' but writes it, once fin"
     ):
-        encode_example(Example.chat("s", "q", "a"), load_tokenizer(gguf), load_template(gguf))
+        list(encode_example(Example.chat("s", "q", "a"), load_tokenizer(gguf), load_template(gguf)))
 
 
 def test_a_template_that_opens_an_answer_with_what_a_finished_one_lacks_is_refused(tmp_path: Path):
@@ -194,4 +194,4 @@ def test_a_template_that_opens_an_answer_with_what_a_finished_one_lacks_is_refus
     source = text_of("deepseek-ai-DeepSeek-R1-Distill-Llama-8B")
     gguf = open_gguf(model_file(tmp_path / "model.gguf", controls, source))
     with pytest.raises(DataError, match=r"the chat template opens answer 1 with '<think>\\n' but writes it, once fin"):
-        encode_example(Example.chat(None, "q", "a"), load_tokenizer(gguf), load_template(gguf))
+        list(encode_example(Example.chat(None, "q", "a"), load_tokenizer(gguf), load_template(gguf)))
