@@ -116,7 +116,7 @@ def _turn(scene: Scene, index: int, number: int) -> _Turn | str:
     found = continuation_of(hidden.rows[:index], hidden.rows[index], hidden.switches, template)
     if isinstance(found, str):
         return (
-            f"the chat template opens answer {number} {found}, so it can't be trained as it is generated; give the "
+            f"answer {number} can't be trained as it is generated, because the chat template {found}; give the "
             "template other options (--template-option enable_thinking=false, where it has that one), another "
             "--chat-template, or prompt and completion."
         )

@@ -84,7 +84,7 @@ class _Asked:
 def continuation_of(
     before: Sequence[Row], row: Row, switches: dict[str, Any], template: ChatTemplate
 ) -> Continuation | str:
-    """How an answer is generated; or, as part of a sentence, how its prompt and its finished text differ.
+    """How an answer is generated; or, as part of a sentence about the template, why that can't be found out.
 
     Args:
         before: the messages before it.
@@ -97,14 +97,17 @@ def continuation_of(
     """
     prompt = template.render(before, add_generation_prompt=True, **switches)
     asked = _Asked(before, row, prompt, open_block(prompt), lambda rows: template.render(rows, **switches))
+    last_word = (row["content"].split() or [""])[-1]
     for way in _WAYS:
         text = way(asked)
-        if text is not None:
+        if text is not None and last_word in text:  # Devstral leaves the answer out beside reasoning
             place = way is _in_place_of_a_mark or asked.block or empty_block(text)
             return Continuation(prompt, text, bool(place) and not asked.reasoning)
     finished = asked.finished()
+    if finished.startswith(prompt):
+        return "leaves out what it says"
     same = _common_length(finished, prompt)
-    return f"with {prompt[same : same + 40]!r} but writes it, once finished, as {finished[same : same + 40]!r}"
+    return f"opens it with {prompt[same : same + 40]!r} but writes it, once finished, as {finished[same : same + 40]!r}"
 
 
 def split_reasoning(rows: Sequence[Row], switches: dict[str, Any], template: ChatTemplate) -> list[Row]:

@@ -151,9 +151,15 @@ def test_a_system_message_that_stands_in_the_last_question_alone_stands_where_th
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        (PLAIN + OPENED.replace("<think>", "<plan>"), r"with '<plan>\\n' but writes it, once finished, as 'a\$ '"),
-        (PLAIN + "{% if add_generation_prompt %}A:My steps:\n{% endif %}", r"with 'My steps:\\n' but writes it"),
-        (PLAIN + "{% if add_generation_prompt %}B:{% endif %}", "with 'B:' but writes it"),
+        (
+            PLAIN + OPENED.replace("<think>", "<plan>"),
+            r"opens it with '<plan>\\n' but writes it, once finished, as 'a\$ '",
+        ),
+        (
+            PLAIN + "{% if add_generation_prompt %}A:My steps:\n{% endif %}",
+            r"opens it with 'My steps:\\n' but writes it",
+        ),
+        (PLAIN + "{% if add_generation_prompt %}B:{% endif %}", "opens it with 'B:' but writes it"),
     ],
 )
 def test_what_can_not_be_found_out_is_said(template: str, reason: str):

@@ -367,13 +367,17 @@ def test_everything_of_a_template_whose_answers_can_not_be_trained_alone(tokeniz
 REFUSED = {
     "opens an answer with what a finished one lacks": (
         CHATML.replace("assistant\n", "assistant\n<plan>"),
-        r"a.jsonl:3: the chat template opens answer 2 with '<plan>' but writes it, once finished, as 'a2<\|im_end",
+        r"a.jsonl:3: answer 2 can't .* template opens it with '<plan>' but writes it, once finished, as 'a2<\|im_end",
     ),
     "opens an answer with what only a last one lacks": (
         CHATML.replace("assistant\n", "assistant\n<plan>").replace(
             "{{ m.content }}", "{% if m.role == 'assistant' and not loop.last %}<plan>{% endif %}{{ m.content }}"
         ),
-        r"a.jsonl:3: the chat template opens answer 2 with '<plan>' but writes it, once finished, as 'a2<\|im_end",
+        r"a.jsonl:3: answer 2 can't .* template opens it with '<plan>' but writes it, once finished, as 'a2<\|im_end",
+    ),
+    "leaves out what an answer says": (
+        CHATML.replace("{{ m.content }}", "{% if m.role == 'user' %}{{ m.content }}{% endif %}"),
+        r"a.jsonl:3: answer 2 can't be .* because the chat template leaves out what it says; give ",
     ),
     "never ends an answer": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
