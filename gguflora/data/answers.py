@@ -54,7 +54,8 @@ class _Turn:
         row: the message as the user gave it.
         prompt: what the model is given; `start` is its length.
         tokens: that the model is to write, up to the one that ends the answer.
-        text: what it is to write and the template puts behind it; `said` is the same as the user spelled it.
+        text: what it is to write and the template puts behind it.
+        said: the tokens as text.
         no_reasoning: there is a place for reasoning before the answer, which stays empty.
     """
 
@@ -124,11 +125,13 @@ def _turn(scene: Scene, index: int, number: int) -> _Turn | str:
         given = continuation_of(scene.rows[:index], scene.rows[index], scene.switches, template)
         prompt, text = hidden.restore(found.prompt), hidden.restore(found.text)
         require_faithful(hidden, isinstance(given, Continuation) and (given.prompt, given.text) == (prompt, text))
-    tokens = _generated(found.text, lambda: text_behind(hidden.rows[: index + 1], hidden.switches, template), scene)
+    tokens = _generated(found.text, lambda: text_behind(hidden.rows, index, hidden.switches, template), scene)
     if not tokens:
         return _NO_END
-    said = hidden.restore(found.text)
+    said = scene.decode(tokens)
     _require_calls_written(scene.rows[index], said)
+    if (scene.rows[index]["content"].split() or [""])[-1] not in said:
+        return f"the chat template ends answer {number} before it says all; use another --chat-template."
     return _Turn(
         number, scene.rows[index], found.prompt, len(found.prompt), tokens, found.text, said, found.no_reasoning
     )
@@ -210,6 +213,6 @@ def _require_calls_written(row: Row, said: str) -> None:
         name = call["function"]["name"]
         if name not in said:
             raise DataError(
-                f"the chat template does not write the tool call {name!r}; give --chat-template with one that does, "
-                "or take the call out."
+                f"the chat template does not write the tool call {name!r} before it ends the answer; give "
+                "--chat-template with one that does, or take the call out."
             )

@@ -123,11 +123,31 @@ def split_reasoning(rows: Sequence[Row], switches: dict[str, Any], template: Cha
     return split
 
 
-def text_behind(rows: Sequence[Row], switches: dict[str, Any], template: ChatTemplate) -> str:
-    """What the template writes behind the last message once the user speaks: where it ends a turn by the next one."""
-    before = template.render(rows, **switches)
-    after = template.render([*rows, {"role": "user", "content": "x"}], **switches)
-    return after.removeprefix(before) if after.startswith(before) else ""
+def text_behind(rows: Sequence[Row], index: int, switches: dict[str, Any], template: ChatTemplate) -> str:
+    """What the template writes behind an answer once the next message stands there: some end a turn by the next one.
+
+    Args:
+        rows: the conversation.
+        index: of the answer; if no other speaks behind it, the tool that it calls does, or else the user.
+        switches: what the template is given besides: the tools.
+        template: the base's.
+    """
+    *before, answer = rows[: index + 1]
+    calls = answer.get("tool_calls", [])
+    user, tool = {"role": "user", "content": "x"}, {"role": "tool", "content": "{}"}
+    if calls:
+        tool |= {"name": calls[0]["function"]["name"], "tool_call_id": calls[0].get("id", "")}
+    spoken = [row for row in rows[index + 1 : index + 2] if row["role"] != "assistant"]
+    for following in (*spoken, *([tool] if calls else []), user):
+        for last in (answer, _changed(answer, {"reasoning_content": ""})):  # history may lack the reasoning
+            try:
+                alone = template.render([*before, last], **switches)
+                both = template.render([*before, last, following], **switches)
+            except DataError:
+                continue
+            if both.startswith(alone):
+                return both.removeprefix(alone)
+    return ""
 
 
 def _as_it_is_written(asked: _Asked) -> str | None:

@@ -25,6 +25,7 @@ class Scene:
         rows, switches: the messages and the tools as the user gave them; `hidden` has them as templates get them.
         encode: ids of a text that the template wrote; and whether it goes on from text before it.
         piece: ids of a text that goes on from text before it, kept for the next time.
+        decode: ids -> text.
     """
 
     rows: list[Row]
@@ -34,6 +35,7 @@ class Scene:
     vocabulary: Vocabulary
     encode: Callable[[str, bool], list[int]]
     piece: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
 
 
 def set_scene(conversation: Conversation, length: int | None, tokenizer: Tokenizer, template: ChatTemplate) -> Scene:
@@ -53,7 +55,7 @@ def set_scene(conversation: Conversation, length: int | None, tokenizer: Tokeniz
         return _encode_pieces(split_pieces(text, hidden, tokenizer.controls_in(text)), tokenizer, continues)
 
     piece = functools.cache(lambda text: encode(text, True))
-    return Scene(rows, switches, hidden, template, tokenizer.vocabulary, encode, piece)
+    return Scene(rows, switches, hidden, template, tokenizer.vocabulary, encode, piece, tokenizer.decode)
 
 
 def rendered(scene: Scene) -> str:

@@ -188,5 +188,12 @@ def test_reasoning_in_the_content_is_put_apart_where_the_prompt_opens_such_a_blo
 
 
 def test_what_stands_behind_a_turn_is_what_comes_before_the_next():
-    assert text_behind([QUESTION], {}, ChatTemplate("{% for m in messages %}<{{ m.content }}{% endfor %}")) == "<x"
-    assert text_behind([QUESTION], {}, ChatTemplate("{{ messages | length }}")) == ""
+    template = ChatTemplate("{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{{ m.reasoning_content }}{% endfor %}")
+    rows = [QUESTION, ANSWER, QUESTION]
+    assert text_behind(rows, 1, {}, template) == "<u>q"
+    assert text_behind(rows[:2], 1, {}, template) == "<u>x"
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    assert text_behind([QUESTION, {**ANSWER, "tool_calls": [call]}], 1, {}, template) == "<t>{}"
+    assert text_behind(rows, 1, {}, ChatTemplate("{{ messages | length }}")) == ""
+    drops = template.source.replace("{{ m.reasoning_content }}", "{{ m.reasoning_content if loop.last }}")
+    assert text_behind([QUESTION, {**ANSWER, "reasoning_content": "hm"}], 1, {}, ChatTemplate(drops)) == "<u>x"

@@ -1,0 +1,32 @@
+"""What is trained with each published template stands where llama-server asks for it, token by token.
+
+docs/templates.md says what comes of each; here it is held to that. A dozen templates lie beside the checkout on some
+machines and are always tried; `make templates` fetches the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.published import FOLDERS, published
+from tests.data.template_report import PAGE, line_of, opened, row_of
+
+
+def templates() -> list[Any]:
+    beside = {path.stem for path in FOLDERS[0].glob("*.jinja")}
+    return [
+        pytest.param(name, source, id=name, marks=[] if name in beside else [pytest.mark.slow])
+        for name, source in published().items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "source"), templates())
+def test_what_comes_of_a_template_is_what_the_page_says(name: str, source: str, tmp_path: Path):
+    """Every answer that is trained stands behind llama-server's own tokens and holds what was said, or this fails."""
+    model = opened(tmp_path, name, source)
+    with model.server:
+        line = line_of(name, row_of(model))
+    assert line in PAGE.read_text(encoding="utf-8").splitlines()
