@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from gguflora.config import TrainOn
-from gguflora.data.continuation import Continuation, Row, continuation_of, text_behind
+from gguflora.data.continuation import Continuation, Row, continuation_of
 from gguflora.data.encoded import NOT_TRAINED
+from gguflora.data.endings import text_behind
 from gguflora.data.example import Conversation
 from gguflora.data.scene import Scene, closing, opening, rendered, require_faithful, set_scene
 from gguflora.errors import DataError

@@ -11,8 +11,8 @@ from history. Not every template begins it with the prompt, so these ways are tr
     in place of a mark      the prompt opens a block for reasoning; where the template writes some, a mark shows up
     in an open block        the prompt ends with <think>, finished answers show none: closed in the way it is opened
     behind an empty block   the prompt ends with <think></think>, which finished answers lack
-    behind the same header  what differs stands further up (a system message in the last question alone): the prompt
-                            ends with all that stands between the question's words and those of a finished answer
+    behind the same header  what differs stands further up (a system message in the last question alone): between the
+                            question's words and those of a finished answer stands the prompt's own end
 """
 
 from __future__ import annotations
@@ -123,33 +123,6 @@ def split_reasoning(rows: Sequence[Row], switches: dict[str, Any], template: Cha
     return split
 
 
-def text_behind(rows: Sequence[Row], index: int, switches: dict[str, Any], template: ChatTemplate) -> str:
-    """What the template writes behind an answer once the next message stands there: some end a turn by the next one.
-
-    Args:
-        rows: the conversation.
-        index: of the answer; if no other speaks behind it, the tool that it calls does, or else the user.
-        switches: what the template is given besides: the tools.
-        template: the base's.
-    """
-    *before, answer = rows[: index + 1]
-    calls = answer.get("tool_calls", [])
-    user, tool = {"role": "user", "content": "x"}, {"role": "tool", "content": "{}"}
-    if calls:
-        tool |= {"name": calls[0]["function"]["name"], "tool_call_id": calls[0].get("id", "")}
-    spoken = [row for row in rows[index + 1 : index + 2] if row["role"] != "assistant"]
-    for following in (*spoken, *([tool] if calls else []), user):
-        for last in (answer, _changed(answer, {"reasoning_content": ""})):  # history may lack the reasoning
-            try:
-                alone = template.render([*before, last], **switches)
-                both = template.render([*before, last, following], **switches)
-            except DataError:
-                continue
-            if both.startswith(alone):
-                return both.removeprefix(alone)
-    return ""
-
-
 def _as_it_is_written(asked: _Asked) -> str | None:
     finished, block = asked.finished(), asked.block
     if not finished.startswith(asked.prompt):
@@ -211,17 +184,22 @@ def _behind_an_empty_block(asked: _Asked) -> str | None:
 
 
 def _behind_the_same_header(asked: _Asked) -> str | None:
-    if not (asked.before and asked.row["content"]):
+    if not asked.before:
         return None
     question, said = asked.marks(2)
     *before, last = asked.before
-    row = _changed(asked.row, {"reasoning_content": ""})
-    marked = asked.tried([*before, last | {"content": question}, row | {"content": said}])
-    header = marked.partition(question)[2].partition(said)[0]
-    beginning = asked.tried([*asked.before, row | {"content": said}]).partition(said)[0]
-    finished = asked.finished(reasoning_content="")
-    same = header and beginning.endswith(header) and asked.prompt.endswith(header)
-    return finished[len(beginning) :] if same and finished.startswith(beginning) else None
+    row = asked.row | {"content": said}
+    header = asked.tried([*before, last | {"content": question}, row]).partition(question)[2].partition(said)[0]
+    beginning, finished = asked.tried([*asked.before, row]).partition(said)[0], asked.finished()
+    if not (header and beginning.endswith(header) and finished.startswith(beginning)):
+        return None
+    if asked.prompt.endswith(header):
+        return finished[len(beginning) :]
+    unasked = asked.tried(asked.before)  # the same without what opens an answer
+    opening = asked.prompt.removeprefix(unasked) if unasked and asked.prompt.startswith(unasked) else ""
+    if not opening or opening not in header:
+        return None
+    return finished[len(beginning) - len(header) + header.index(opening) + len(opening) :]
 
 
 _WAYS = (

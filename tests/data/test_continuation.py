@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gguflora.data.continuation import Continuation, continuation_of, split_reasoning, text_behind
+from gguflora.data.continuation import Continuation, continuation_of, split_reasoning
+from gguflora.data.endings import text_behind
 from gguflora.tokenizer import ChatTemplate
 
 OPENED = "{% if add_generation_prompt %}A:<think>\n{% endif %}"
@@ -148,6 +149,23 @@ def test_a_system_message_that_stands_in_the_last_question_alone_stands_where_th
     assert (result.prompt, result.text) == ("[INST]q[/INST]a</s>[INST]s\n\n[/INST][/INST]", "a</s>")
 
 
+def test_what_an_answer_is_opened_with_is_found_where_the_history_before_it_reads_otherwise():
+    """gpt-oss drops the thoughts of an earlier call once there is an answer, and opens one with less than it writes."""
+    template = (
+        "{% for m in messages %}{{ m.role[0] | upper }}:"
+        "{% if m.reasoning_content and (loop.last or messages[-1].role != 'assistant') %}"
+        "thought:{{ m.reasoning_content }}$A:{% endif %}"
+        "{% if m.role == 'assistant' %}said:{% endif %}{{ m.content }}$ {% endfor %}"
+        "{% if add_generation_prompt %}A:{% endif %}"
+    )
+    thinking = {**ANSWER, "reasoning_content": "hm"}
+    result = found(template, QUESTION, thinking, QUESTION, thinking)
+    assert result.prompt == "U:q$ A:thought:hm$A:said:a$ U:q$ A:"
+    assert result.text == "thought:hm$A:said:a$ "
+    result = found(template, QUESTION, thinking, QUESTION, ANSWER)
+    assert (result.prompt, result.text) == ("U:q$ A:thought:hm$A:said:a$ U:q$ A:", "said:a$ ")
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
@@ -188,7 +206,9 @@ def test_reasoning_in_the_content_is_put_apart_where_the_prompt_opens_such_a_blo
 
 
 def test_what_stands_behind_a_turn_is_what_comes_before_the_next():
-    template = ChatTemplate("{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{{ m.reasoning_content }}{% endfor %}")
+    template = ChatTemplate(
+        "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{{ m.reasoning_content }}{% endfor %}"
+    )
     rows = [QUESTION, ANSWER, QUESTION]
     assert text_behind(rows, 1, {}, template) == "<u>q"
     assert text_behind(rows[:2], 1, {}, template) == "<u>x"
