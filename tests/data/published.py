@@ -14,7 +14,8 @@ from gguflora.gguf.writer import Value
 from tests.tokenizer.vocabularies import pair_vocabulary, write_vocabulary
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = (ROOT.parent / "shared" / "llama.cpp" / "templates", ROOT / "build" / "templates")  # the later one counts
+ARCHIVE = ROOT / "build" / "templates"
+BESIDE = ROOT.parent / "shared" / "llama.cpp" / "templates"
 
 _IM_END = "<|im_end|>"
 _DEEPSEEK_END = "<\uff5cend\u2581of\u2581sentence\uff5c>"
@@ -63,10 +64,10 @@ _THINK = ("<think>", "</think>")
 _CONTROL, _USER_DEFINED, _NORMAL = 3, 4, 1
 
 
-def published() -> dict[str, str]:
-    """The templates that are on this machine, by name."""
-    paths = {path.stem: path for folder in FOLDERS for path in sorted(folder.glob("*.jinja"))}
-    return {name: paths[name].read_text(encoding="utf-8") for name in sorted(paths, key=str.lower)}
+def published(folder: Path = ARCHIVE) -> dict[str, str]:
+    """The templates in a folder, by name; none where it is absent."""
+    paths = sorted(folder.glob("*.jinja"), key=lambda path: path.stem.lower())
+    return {path.stem: path.read_text(encoding="utf-8") for path in paths}
 
 
 def end_of(name: str) -> str:

@@ -202,7 +202,7 @@ def page(rows: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def rows() -> Iterator[tuple[str, dict[str, str]]]:
-    """Try every template on this machine."""
+    """Try every template of the source archive."""
     for name, source in published().items():
         with tempfile.TemporaryDirectory() as folder:
             model = opened(Path(folder), name, source)
@@ -212,6 +212,9 @@ def rows() -> Iterator[tuple[str, dict[str, str]]]:
 
 def main() -> int:
     """Write the page."""
+    if not published():
+        print("The templates are not in build/templates: run make templates.", file=sys.stderr)
+        return 1
     found = {}
     for name, cells in rows():
         print(line_of(name, cells), flush=True)

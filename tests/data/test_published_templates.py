@@ -71,6 +71,15 @@ TEMPLATES = {
         "<|return|>",
         every=False,
     ),
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": Published(
+        " ".join(
+            f"<\uff5c{name}\uff5c>"
+            for name in ("begin\u2581of\u2581sentence", "end\u2581of\u2581sentence", "User", "Assistant")
+        ),
+        "\n</think>\n\n",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        every=False,
+    ),
     "GLM-4.6": Published(
         "[gMASK] <|endoftext|> <sop> <|user|> <|assistant|>", "\n<think></think>\n", "<|user|>", strips="trims"
     ),
