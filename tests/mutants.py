@@ -61,8 +61,8 @@ MUTANTS = (
     Mutant(
         "the scale of a pair is dropped",
         "model/groups.py",
-        "    return StackedPairs(a, b, group.linears[0].scale)",
-        "    return StackedPairs(a, b, 1.0)",
+        "    return StackedPairs(a, tuple(_blocks(group, dtype)), group.linears[0].scale)",
+        "    return StackedPairs(a, tuple(_blocks(group, dtype)), 1.0)",
         "tests/model/test_explicit.py",
     ),
     Mutant(

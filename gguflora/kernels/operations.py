@@ -22,6 +22,8 @@ from gguflora.kernels.attention.softmax import Softmax
 from gguflora.kernels.dequantise.into import dequantise
 from gguflora.kernels.head_loss.cross_entropy import CrossEntropy, cross_entropy
 from gguflora.kernels.norm import explicit as norm
+from gguflora.kernels.residual import explicit as residual
+from gguflora.kernels.residual.explicit import Add
 from gguflora.kernels.rope import explicit as rope
 from gguflora.kernels.threads import libgomp
 
@@ -54,7 +56,9 @@ class Activation(Protocol):
     def forward(self, gate: Tensor, up: Tensor, activation: str, y: Tensor) -> None:
         """As forward of both files."""
 
-    def backward(self, dy: Tensor, gate: Tensor, up: Tensor, activation: str, d_gate: Tensor, d_up: Tensor) -> None:
+    def backward(
+        self, dy: Tensor, gate: Tensor, up: Tensor, activation: str, d_gate: Tensor, d_up: Tensor, y: Tensor
+    ) -> None:
         """As backward of both files."""
 
 
@@ -65,12 +69,13 @@ class Operations:
     norm: Norm
     rope: Rope
     activation: Activation
+    add: Add
     softmax: Softmax
     cross_entropy: CrossEntropy
     dequantise: Dequantise
 
 
-TORCH = Operations(norm, rope, activation, softmax.TORCH, cross_entropy, dequantise)
+TORCH = Operations(norm, rope, activation, residual.add, softmax.TORCH, cross_entropy, dequantise)
 
 
 def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]:
@@ -102,6 +107,9 @@ def compiled() -> Operations:
     from gguflora.kernels.dequantise import compiled as dequantise
     from gguflora.kernels.head_loss import compiled as head_loss
     from gguflora.kernels.norm import compiled as norm
+    from gguflora.kernels.residual import compiled as residual
     from gguflora.kernels.rope import compiled as rope
 
-    return Operations(norm, rope, activation, softmax.COMPILED, head_loss.cross_entropy, dequantise.dequantise)
+    return Operations(
+        norm, rope, activation, residual.add, softmax.COMPILED, head_loss.cross_entropy, dequantise.dequantise
+    )

@@ -20,7 +20,7 @@ from gguflora.kernels.operations import Operations
 from gguflora.model import groups
 from gguflora.model.attention import Attention
 from gguflora.model.dropout import Dropout
-from gguflora.model.groups import Group, single
+from gguflora.model.groups import Group, SavedPairs, single
 from gguflora.model.workspace import Workspace
 
 
@@ -42,12 +42,12 @@ class Row:
 
 @dataclass(frozen=True)
 class SavedAttention:
-    """qkv (T, (H + 2K) h) as the product gave them; mixed (T, H, h); c (T, R) of the pairs."""
+    """qkv (T, (H + 2K) h) as the product gave them; mixed (T, H, h); and what the pairs keep."""
 
     qkv: Tensor
     mixed: Tensor
-    c_qkv: Tensor | None
-    c_output: Tensor | None
+    qkv_pairs: SavedPairs | None
+    output_pairs: SavedPairs | None
 
 
 def forward(
@@ -57,15 +57,15 @@ def forward(
     spec, tokens = mixer.spec, x.shape[0]
     group = _qkv(mixer)
     qkv = work.take(prefix + "qkv", (tokens, group.weight.shape[0]), x.dtype)
-    c_qkv = groups.forward(group, x, row.dropout, work, prefix + "c_qkv", qkv)
+    qkv_pairs = groups.forward(group, x, row.dropout, work, prefix + "c_qkv", qkv)
     raw_q, raw_k, v = _heads(qkv, spec)
     q, _ = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, "q")
     k, _ = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, "k")
     mixed = work.take(prefix + "mixed", (tokens, spec.heads, spec.head_dim), x.dtype)
     attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed, work.operations.softmax)
     flat = mixed.view(tokens, -1)
-    c_output = groups.forward(single(mixer.attn_output), flat, row.dropout, work, prefix + "c_output", y)
-    return SavedAttention(qkv, mixed, c_qkv, c_output)
+    output_pairs = groups.forward(single(mixer.attn_output), flat, row.dropout, work, prefix + "c_output", y)
+    return SavedAttention(qkv, mixed, qkv_pairs, output_pairs)
 
 
 def backward(
@@ -82,7 +82,9 @@ def backward(
     spec = mixer.spec
     mixed = saved.mixed.view(x.shape[0], -1)
     d_mixed = work.take("d_mixed", tuple(mixed.shape), x.dtype)
-    groups.backward(single(mixer.attn_output), dy, mixed, saved.c_output, row.dropout, work, d_mixed)
+    output, qkv = single(mixer.attn_output), _qkv(mixer)
+    delta = groups.backward(output, dy, saved.output_pairs, row.dropout, work, d_mixed)
+    groups.add_pair_gradients(output, dy, mixed, saved.output_pairs, delta)
     raw_q, raw_k, v = _heads(saved.qkv, spec)
     q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, "q")
     k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, "k")
@@ -101,7 +103,8 @@ def backward(
     _turn_back(dq, raw_q, r_q, mixer.attn_q_norm, row, spec, work.operations, d_raw_q)
     _turn_back(dk, raw_k, r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)
     d_v.copy_(dv)
-    groups.backward(_qkv(mixer), d_qkv, x, saved.c_qkv, row.dropout, work, dx)
+    delta = groups.backward(qkv, d_qkv, saved.qkv_pairs, row.dropout, work, dx)
+    groups.add_pair_gradients(qkv, d_qkv, x, saved.qkv_pairs, delta)
 
 
 def _qkv(mixer: Attention) -> Group:

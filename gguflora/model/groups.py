@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gguflora.kernels.lora_linear import explicit as linear
-from gguflora.kernels.lora_linear.explicit import StackedPairs
+from gguflora.kernels.lora_linear.explicit import Block, PairGradients, StackedPairs
 from gguflora.model.dropout import Dropout, mask_of
 from gguflora.model.linear import Linear
 from gguflora.model.weight import Weight
@@ -36,55 +36,68 @@ def single(layer: Linear) -> Group:
     return Group((layer,), layer.weight)
 
 
-def forward(group: Group, x: Tensor, dropout: Dropout | None, work: Workspace, name: str, y: Tensor) -> Tensor | None:
-    """Write y (T, O) for x (T, in); gives the pairs' inner product c (T, R) in the buffer `name`, None without."""
-    pairs = stack_pairs(group, x.dtype)
-    c = None if pairs is None else work.take(name, (x.shape[0], pairs.a.shape[0]), x.dtype)
-    linear.forward(x, work.dense(group.weight), _stack_bias(group, x.dtype), pairs, y, c, _mask(group, dropout, x))
-    return c
+@dataclass(frozen=True)
+class SavedPairs:
+    """What the backward of a group's pairs reads: the pairs as they were, and c (T, R) = s (m x) A^T."""
 
-
-def backward(
-    group: Group, dy: Tensor, x: Tensor, c: Tensor | None, dropout: Dropout | None, work: Workspace, dx: Tensor
-) -> None:
-    """Write dx (T, in) for dy (T, O), and add to the pairs' gradients."""
-    pairs = stack_pairs(group, x.dtype)
-    mask = _mask(group, dropout, x)
-    gradients = linear.backward(dy, x, c, work.dense(group.weight), pairs, dx, mask)
-    if gradients:
-        add_gradients(group, *gradients)
-
-
-def stack_pairs(group: Group, dtype: torch.dtype) -> StackedPairs | None:
-    """The pairs of a group: A (R, in), B (O, R) with a block for each pair; None without any."""
-    blocks = list(_blocks(group))
-    if not blocks:
-        return None
-    a = torch.cat([block.lora_a.detach() for block in blocks]).to(dtype)
-    b = a.new_zeros(group.weight.shape[0], a.shape[0])
-    for block in blocks:
-        b[block.rows, block.columns] = block.lora_b.detach().to(dtype)
-    return StackedPairs(a, b, group.linears[0].scale)
-
-
-def add_gradients(group: Group, da: Tensor, db: Tensor) -> None:
-    """Add dA (R, in) and dB (O, R) of a group to its pairs' own gradients."""
-    for block in _blocks(group):
-        _add(block.lora_a, da[block.columns])
-        _add(block.lora_b, db[block.rows, block.columns])
+    stacked: StackedPairs
+    c: Tensor
 
 
 @dataclass(frozen=True)
-class _Block:
-    """A pair's place: its layer's rows in the group's output, its own columns among the group's ranks."""
+class PairDelta:
+    """What the pairs' gradients need of the backward before them: dc (T, R), and dropout's mask (T, in) if any."""
 
-    lora_a: Tensor
-    lora_b: Tensor
-    rows: slice
-    columns: slice
+    dc: Tensor
+    mask: Tensor | None
 
 
-def _blocks(group: Group) -> Iterator[_Block]:
+def forward(
+    group: Group, x: Tensor, dropout: Dropout | None, work: Workspace, name: str, y: Tensor
+) -> SavedPairs | None:
+    """Write y (T, O) for x (T, in); gives what the pairs keep, c in the buffer `name`, or None without pairs."""
+    pairs = stack_pairs(group, x.dtype)
+    c = None if pairs is None else work.take(name, (x.shape[0], pairs.a.shape[0]), x.dtype)
+    linear.forward(x, work.dense(group.weight), _stack_bias(group, x.dtype), pairs, y, c, _mask(group, dropout, x))
+    return None if pairs is None or c is None else SavedPairs(pairs, c)
+
+
+def backward(
+    group: Group, dy: Tensor, saved: SavedPairs | None, dropout: Dropout | None, work: Workspace, dx: Tensor
+) -> PairDelta | None:
+    """Write dx (T, in) for dy (T, O); gives what `add_pair_gradients` needs of it, None without pairs."""
+    mask = None if saved is None else _mask(group, dropout, dx)
+    dc = linear.backward(dy, work.dense(group.weight), None if saved is None else saved.stacked, dx, mask)
+    return None if dc is None else PairDelta(dc, mask)
+
+
+def add_pair_gradients(
+    group: Group, dy: Tensor, x: Tensor, saved: SavedPairs | None, delta: PairDelta | None
+) -> None:
+    """Add to the gradients of a group's pairs, for dy (T, O) and the input x (T, in); without pairs there are none."""
+    if saved is not None and delta is not None:
+        add_gradients(group, linear.pair_gradients(dy, x, saved.c, delta.dc, saved.stacked, delta.mask))
+
+
+def stack_pairs(group: Group, dtype: torch.dtype) -> StackedPairs | None:
+    """The pairs of a group in the compute dtype: A (R, in), and each lora_b with its place; None without any."""
+    pairs = [layer.pair for layer in group.linears if layer.pair]
+    if not pairs:
+        return None
+    a = torch.cat([pair.lora_a.detach() for pair in pairs]).to(dtype)
+    return StackedPairs(a, tuple(_blocks(group, dtype)), group.linears[0].scale)
+
+
+def add_gradients(group: Group, gradients: PairGradients) -> None:
+    """Add a group's gradients to its pairs' own."""
+    pairs = [layer.pair for layer in group.linears if layer.pair]
+    ranks = [len(pair.lora_a) for pair in pairs]
+    for pair, da, db in zip(pairs, gradients.da.split(ranks), gradients.db, strict=True):
+        _add(pair.lora_a, da)
+        _add(pair.lora_b, db)
+
+
+def _blocks(group: Group, dtype: torch.dtype) -> Iterator[Block]:
     row = column = 0
     for layer in group.linears:
         rows = slice(row, row + layer.weight.shape[0])
@@ -92,7 +105,7 @@ def _blocks(group: Group) -> Iterator[_Block]:
         if layer.pair:
             columns = slice(column, column + layer.pair.lora_a.shape[0])
             column = columns.stop
-            yield _Block(layer.pair.lora_a, layer.pair.lora_b, rows, columns)
+            yield Block(layer.pair.lora_b.detach().to(dtype), rows, columns)
 
 
 def _mask(group: Group, dropout: Dropout | None, x: Tensor) -> Tensor | None:

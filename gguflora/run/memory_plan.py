@@ -14,7 +14,7 @@ import torch
 from gguflora.arch import LayerSpec, ModelSpec
 from gguflora.gguf import GgufFile
 from gguflora.kernels.attention.explicit import BLOCK, SIZES
-from gguflora.kernels.head_loss.explicit import CHUNK
+from gguflora.kernels.head_loss.explicit import chunk_rows
 from gguflora.model import LoraPair
 from gguflora.run.setting import PRODUCTS
 
@@ -54,11 +54,11 @@ def memory_plan(gguf: GgufFile, spec: ModelSpec, pairs: dict[str, LoraPair], set
     layers = max(kept) + between * (len(kept) + 2) if setting.recompute else sum(kept) + between * (len(kept) + 1)
     return {
         "weights": _weights(gguf, spec, setting),
-        "adapter": 4 * FLOAT32 * sum(pair.lora_a.numel() + pair.lora_b.numel() for pair in pairs.values()),
+        "adapter": (4 * FLOAT32 + size) * sum(pair.lora_a.numel() + pair.lora_b.numel() for pair in pairs.values()),
         "kept for the backward": row * layers,
         "working buffers": row * max(_working(layer, spec.width, size) for layer in spec.layers),
         "attention": max(_attention(layer, setting.longest, size) for layer in spec.layers),
-        "head": CHUNK * spec.vocabulary * size + row * spec.width * (3 * size + FLOAT32),
+        "head": chunk_rows(spec.vocabulary) * spec.vocabulary * size + row * spec.width * (3 * size + FLOAT32),
         "compiled products": PRODUCTS * PRODUCT_BYTES,
         "held by the allocator": SLACK_BYTES,
     }

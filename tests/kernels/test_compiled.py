@@ -67,10 +67,19 @@ def activation_of(kind: str) -> Case:
         operations.activation.forward(gate, up, kind, y)
         gradients = blank(40, 2 * 88, dtype=gate.dtype)
         d_gate, d_up = gradients.chunk(2, 1)
-        operations.activation.backward(dy, gate, up, kind, d_gate, d_up)
-        return {"y": y, "d_gate": d_gate, "d_up": d_up}
+        again = blank(40, 88, dtype=gate.dtype)
+        operations.activation.backward(dy, gate, up, kind, d_gate, d_up, again)
+        return {"y": y, "again": again, "d_gate": d_gate, "d_up": d_up}
 
     return gated
+
+
+def residual(operations: Operations, dtype: torch.dtype, cast: Cast) -> dict[str, Tensor]:
+    """A branch in the compute dtype on a residual that is wider."""
+    h, branch = cast(drawn(0, 37, 67)), cast(drawn(1, 37, 67, dtype=dtype))
+    out = blank(37, 67, dtype=h.dtype)
+    operations.add(h, branch, out)
+    return {"out": out}
 
 
 def rope_of(half_split: bool) -> Case:
@@ -108,6 +117,7 @@ def cross_entropy(operations: Operations, dtype: torch.dtype, cast: Cast) -> dic
 
 CASES = {
     "norm": norm,
+    "residual": residual,
     "silu": activation_of("silu"),
     "gelu_tanh": activation_of("gelu_tanh"),
     "rope, consecutive": rope_of(False),
@@ -171,7 +181,7 @@ def test_an_activation_is_finite_where_its_exponential_is_not(activation: str) -
     for operations in (compiled(), TORCH):
         y, d_gate, d_up = (torch.empty_like(gate) for _ in range(3))
         operations.activation.forward(gate, up, activation, y)
-        operations.activation.backward(dy, gate, up, activation, d_gate, d_up)
+        operations.activation.backward(dy, gate, up, activation, d_gate, d_up, torch.empty_like(gate))
         sides.append((y, d_gate, d_up))
     for ours, theirs in zip(*sides, strict=True):
         assert torch.allclose(

@@ -13,7 +13,7 @@ from torch.autograd import gradcheck
 
 from gguflora.kernels.head_loss import explicit, reference
 from gguflora.kernels.head_loss.cross_entropy import cross_entropy
-from gguflora.kernels.lora_linear.explicit import StackedPairs
+from gguflora.kernels.lora_linear.explicit import Block, StackedPairs
 from tests.kernels.explicit_pair import Backward, differentiable
 from tests.kernels.random_inputs import normal, seeded, strided, widened
 from tests.numerics import assert_as_exact, assert_close
@@ -58,12 +58,17 @@ def referred(given: Inputs) -> tuple[Tensor, Tensor]:
     )
 
 
+def one_pair(lora_a: Tensor, lora_b: Tensor) -> StackedPairs:
+    """The head's pair: all rows, all ranks."""
+    return StackedPairs(lora_a, (Block(lora_b, slice(0, len(lora_b)), slice(0, len(lora_a))),), SCALE)
+
+
 def explicitly(given: Inputs) -> tuple[Tensor, Tensor]:
     """Loss and nll of the explicit version."""
     kept: list[Tensor] = []
 
     def forward(x: Tensor, *halves: Tensor) -> tuple[Tensor, Backward]:
-        pairs = StackedPairs(halves[0].to(x.dtype), halves[1].to(x.dtype), SCALE) if halves else None
+        pairs = one_pair(halves[0].to(x.dtype), halves[1].to(x.dtype)) if halves else None
         nll, found = explicit.forward_backward(
             x, given.labels, given.weights, given.weight, pairs, given.softcap, cross_entropy, given.mask
         )
@@ -146,7 +151,7 @@ def test_a_mask_is_on_what_the_pair_reads_alone(version: Version) -> None:
 def test_its_gradients_are_right(
     version: Version, with_pair: bool, softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(explicit, "CHUNK", 3)  # seven rows make three chunks, the last one short
+    monkeypatch.setattr(explicit, "chunk_rows", lambda _: 3)  # seven rows make three chunks, the last one short
     generator = seeded(1)
     labels, weights = torch.tensor([0, 4, 2, 2, 1, 3, 4]), torch.rand(7, generator=generator, dtype=torch.float64)
     weight = normal(generator, 5, 6).detach()
@@ -171,8 +176,7 @@ def test_the_explicit_version_errs_at_most_twice_as_much_as_plain_pytorch(
 
     The loss is left out: it is the test's own sum, and the error of a single number is luck.
     """
-    assert explicit.CHUNK == 256
-    monkeypatch.setattr(explicit, "CHUNK", chunk)
+    monkeypatch.setattr(explicit, "chunk_rows", lambda _: chunk)
     sides: list[list[list[Tensor]]] = [[], [], []]
     for seed in range(20 if n == 1 else 1):  # so that one row's luck is none
         given = inputs(n, n + seed, with_pair, dtype, softcap=softcap, mask=dropping(n, dtype) if with_pair else None)
@@ -198,12 +202,17 @@ def test_huge_logits_give_finite_losses_and_gradients(version: Version) -> None:
     assert gradient.tolist() == [[0.0], [2.0]]
 
 
+@pytest.mark.parametrize(("vocabulary", "rows"), [(2_000, 16_384), (49_152, 512), (131_072, 256), (262_144, 256)])
+def test_a_chunk_of_logits_takes_64_mb_or_has_256_rows(vocabulary: int, rows: int) -> None:
+    assert explicit.chunk_rows(vocabulary) == rows
+
+
 @pytest.mark.parametrize("softcap", [None, 3.0])
 def test_without_gradients_it_gives_the_same_losses(softcap: float | None) -> None:
     given = inputs(257, 2, True, torch.float32, softcap=softcap)
     _, nll = explicitly(given)
     x, lora_a, lora_b = (leaf.detach() for leaf in given.leaves)
-    again = explicit.nll(x, given.labels, given.weight, StackedPairs(lora_a, lora_b, SCALE), softcap, cross_entropy)
+    again = explicit.nll(x, given.labels, given.weight, one_pair(lora_a, lora_b), softcap, cross_entropy)
     assert torch.equal(nll, again)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from gguflora.kernels.lora_linear import explicit
-from gguflora.kernels.lora_linear.explicit import StackedPairs
+from gguflora.kernels.lora_linear.explicit import Block, StackedPairs
 from gguflora.kernels.lora_linear.reference import lora_linear
 from tests.kernels.explicit_pair import Backward, blank, differentiable
 from tests.kernels.random_inputs import normal, seeded, strided, widened
@@ -149,8 +149,9 @@ def stacked(given: Layers, x: Tensor, *halves: Tensor) -> Tensor:
     def forward(x: Tensor, *halves: Tensor) -> tuple[Tensor, Backward]:
         pairs = None
         if halves:
-            b = torch.block_diag(halves[1], torch.zeros(OUTS[1], 0, dtype=x.dtype), halves[3])
-            pairs = StackedPairs(torch.cat([halves[0], halves[2]]).to(x.dtype), b.to(x.dtype), SCALE)
+            first = Block(halves[1].to(x.dtype), slice(0, OUTS[0]), slice(0, RANKS[0]))
+            last = Block(halves[3].to(x.dtype), slice(-OUTS[2], None), slice(-RANKS[2], None))
+            pairs = StackedPairs(torch.cat([halves[0], halves[2]]).to(x.dtype), (first, last), SCALE)
         weight = torch.cat(given.weights)
         y = blank(len(x), sum(OUTS), dtype=x.dtype)
         c = blank(len(x), sum(RANKS), dtype=x.dtype) if pairs else None
@@ -158,12 +159,11 @@ def stacked(given: Layers, x: Tensor, *halves: Tensor) -> Tensor:
 
         def backward(dy: Tensor) -> tuple[Tensor, ...]:
             dx = blank(*x.shape, dtype=x.dtype)
-            gradients = explicit.backward(dy, x, c, weight, pairs, dx, given.mask)
-            if gradients is None:
+            dc = explicit.backward(dy, weight, pairs, dx, given.mask)
+            if pairs is None or c is None or dc is None:
                 return (dx,)
-            da, db = gradients
-            first, last = (slice(0, OUTS[0]), slice(0, RANKS[0])), (slice(-OUTS[2], None), slice(-RANKS[2], None))
-            parts = (da[first[1]], db[first], da[last[1]], db[last])
+            found = explicit.pair_gradients(dy, x, c, dc, pairs, given.mask)
+            parts = (found.da[: RANKS[0]], found.db[0], found.da[-RANKS[2] :], found.db[1])
             return dx, *(part.to(half.dtype) for part, half in zip(parts, halves, strict=True))
 
         return y, backward

@@ -61,7 +61,7 @@ DROPOUT = pytest.mark.parametrize("rate", [0.0, 0.3], ids=["", "dropout"])
 @pytest.fixture(autouse=True)
 def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "BLOCK", 8)
-    monkeypatch.setattr(head, "CHUNK", 5)
+    monkeypatch.setattr(head, "chunk_rows", lambda _: 5)
 
 
 def row_of(lengths: tuple[int, ...] = (3, 21, 2, 17), rate: float = 0.0, seed: int = 0) -> PackedRow:

@@ -50,12 +50,14 @@ def _backward_rows(words: Any, kind: Any) -> None:
         up = numbers(words[8] + row * words[9], n, kind)
         d_gate = numbers(words[10] + row * words[11], n, kind)
         d_up = numbers(words[12] + row * words[13], n, kind)
+        y = numbers(words[14] + row * words[15], n, kind)
         if silu:
             for i in range(n):
                 g, d = get(gate, i), get(dy, i)
                 e = exp(-g)
                 share = ONE / (ONE + e)
                 put(d_up, i, d * g * share)
+                put(y, i, g * share * get(up, i))
                 put(d_gate, i, d * get(up, i) * share * (ONE + g * e * share))
         else:
             for i in range(n):
@@ -63,6 +65,7 @@ def _backward_rows(words: Any, kind: Any) -> None:
                 e = exp(-_inner(g))
                 share = ONE / (ONE + e)
                 put(d_up, i, d * g * share)
+                put(y, i, g * share * get(up, i))
                 slope = ONE + g * e * share * SLOPE * (ONE + np.float32(3) * CUBIC * g * g)
                 put(d_gate, i, d * get(up, i) * share * slope)
 
@@ -91,8 +94,8 @@ def forward(gate: Tensor, up: Tensor, activation: str, y: Tensor) -> None:
     run(_forward.address, rows, is_half(y), n, activation == "silu", *place(gate), *place(up), *place(y))
 
 
-def backward(dy: Tensor, gate: Tensor, up: Tensor, activation: str, d_gate: Tensor, d_up: Tensor) -> None:
-    """Write d_gate and d_up (T, F) for dy (T, F)."""
+def backward(dy: Tensor, gate: Tensor, up: Tensor, activation: str, d_gate: Tensor, d_up: Tensor, y: Tensor) -> None:
+    """Write d_gate and d_up (T, F) for dy (T, F), and y once more."""
     rows, n = gate.shape
-    tensors = (word for x in (dy, gate, up, d_gate, d_up) for word in place(x))
+    tensors = (word for x in (dy, gate, up, d_gate, d_up, y) for word in place(x))
     run(_backward.address, rows, is_half(dy), n, activation == "silu", *tensors)

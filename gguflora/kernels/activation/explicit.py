@@ -12,9 +12,11 @@ def forward(gate: Tensor, up: Tensor, activation: str, y: Tensor) -> None:
     torch.mul(_f(gate, activation), up, out=y)
 
 
-def backward(dy: Tensor, gate: Tensor, up: Tensor, activation: str, d_gate: Tensor, d_up: Tensor) -> None:
-    """Write d_gate and d_up (T, F) for dy (T, F)."""
-    torch.mul(dy, _f(gate, activation), out=d_up)
+def backward(dy: Tensor, gate: Tensor, up: Tensor, activation: str, d_gate: Tensor, d_up: Tensor, y: Tensor) -> None:
+    """Write d_gate and d_up (T, F) for dy (T, F), and y once more."""
+    f = _f(gate, activation)
+    torch.mul(f, up, out=y)
+    torch.mul(dy, f, out=d_up)
     slope = torch.ops.aten.silu_backward if activation == "silu" else _gelu_backward
     d_gate.copy_(slope(dy * up, gate))
 

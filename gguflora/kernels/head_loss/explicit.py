@@ -18,7 +18,9 @@ from gguflora.kernels.head_loss.reference import capped
 from gguflora.kernels.lora_linear import explicit as linear
 from gguflora.kernels.lora_linear.explicit import StackedPairs
 
-CHUNK = 256  # rows; 25 MB of bfloat16 logits at a vocabulary of 49k, 134 MB at 262k
+SMALLEST, LOGITS = 256, 2**25
+"""A chunk has as many rows as LOGITS logits hold, 64 MB in bfloat16, but SMALLEST at least: with fewer the products are
+slower (22 % at 256 rows, 9 % at 512 over the limit; docs/log.md), and at a vocabulary of 262k even those take 134 MB."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def nll(
 ) -> Tensor:
     """The nll (n,) of labels (n,) for normalised states x (n, D) and output layer weight (V, D)."""
     parts = []
-    for rows in _chunks(len(labels)):
+    for rows in _chunks(len(labels), len(weight)):
         logits, _ = _logits(x[rows], weight, pairs, softcap)
         parts.append(cross_entropy(logits, labels[rows], None))
     return torch.cat(parts)
@@ -61,25 +63,34 @@ def forward_backward(
     da = db = None
     wide = torch.promote_types(x.dtype, torch.float32)
     parts = []
-    for rows in _chunks(len(labels)):
+    for rows in _chunks(len(labels), len(weight)):
         part = None if mask is None else mask[rows]
         logits, c = _logits(x[rows], weight, pairs, softcap, part)
         slope = None if softcap is None else 1 - (logits / softcap).square_()
         parts.append(cross_entropy(logits, labels[rows], weights[rows]))  # logits are their gradient from here
         if slope is not None:
             logits *= slope
-        gradients = linear.backward(logits.to(x.dtype), x[rows], c, weight, pairs, dx[rows], part)
-        if gradients:
-            da_part, db_part = (gradient.to(wide) for gradient in gradients)
+        dy = logits.to(x.dtype)
+        dc = linear.backward(dy, weight, pairs, dx[rows], part)
+        if pairs is not None and c is not None and dc is not None:
+            gradients = linear.pair_gradients(dy, x[rows], c, dc, pairs, part)
+            da_part, db_part = gradients.da.to(wide), gradients.db[0].to(wide)
             da = da_part if da is None else da.add_(da_part)
             db = db_part if db is None else db.add_(db_part)
+        del dy
         del logits  # before the next chunk's are made: at a vocabulary of 262k they are all the memory there is
     return torch.cat(parts), HeadGradients(dx, da, db)
 
 
-def _chunks(n: int) -> list[slice]:
+def chunk_rows(vocabulary: int) -> int:
+    """Rows of a chunk: a power of two, so that a model's products have few shapes."""
+    return max(SMALLEST, 1 << (LOGITS // vocabulary).bit_length() - 1)
+
+
+def _chunks(n: int, vocabulary: int) -> list[slice]:
     # Without any row there is one chunk still, an empty one: its sums are zeros of the right shapes.
-    return [slice(start, start + CHUNK) for start in range(0, max(n, 1), CHUNK)]
+    rows = chunk_rows(vocabulary)
+    return [slice(start, start + rows) for start in range(0, max(n, 1), rows)]
 
 
 def _logits(

@@ -1,11 +1,11 @@
 """Linear layers that share an input, with their pairs, as a pair of forward and backward.
 
-The layers' weights lie under each other in W (O, in), so x is read once. Their pairs do too: A (R, in) stacks the
-lora_a, and B (O, R) holds each lora_b in its layer's rows and its pair's columns, zero elsewhere.
+The layers' weights lie under each other in W (O, in), so x is read once. A (R, in) stacks the lora_a of their pairs;
+each lora_b has its layer's rows of y and its pair's columns of c. For these rows and columns:
 
     y  = x W^T + bias + c B^T              c = s (m x) A^T     m is dropout's mask, 1 without
     dx = dy W + m (dc A)                   dc = s dy B
-    dA = dc^T (m x)    dB = dy^T c         (of dB only the pairs' own blocks are meant)
+    dA = dc^T (m x)                        dB = dy^T c
 
 The pairs' product is written first and the base's added to it, which the matrix product does in its accumulators: the
 sum is rounded once. The other way round, what a young pair adds is less than half a unit in the last place of a
@@ -21,17 +21,40 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Block:
+    """A pair's place among the layers that share an input.
+
+    Attributes:
+        b: (o, r), the pair's lora_b in the compute dtype.
+        rows: of the layer's o outputs among all; columns: of the pair's r ranks among all.
+    """
+
+    b: Tensor
+    rows: slice
+    columns: slice
+
+
+@dataclass(frozen=True)
 class StackedPairs:
     """Pairs of layers that share an input, in the compute dtype.
 
     Attributes:
-        a: (R, in); b: (O, R).
+        a: (R, in).
+        blocks: one for each pair.
         scale: alpha / rank, times the user's scale.
     """
 
     a: Tensor
-    b: Tensor
+    blocks: tuple[Block, ...]
     scale: float
+
+
+@dataclass(frozen=True)
+class PairGradients:
+    """da (R, in), and db (o, r) for each block."""
+
+    da: Tensor
+    db: tuple[Tensor, ...]
 
 
 def forward(
@@ -45,8 +68,11 @@ def forward(
 ) -> None:
     """Write y (T, O) and c (T, R) for x (T, in) and weight (O, in)."""
     if pairs is not None and c is not None:
-        torch.mm(x if mask is None else x * mask, pairs.a.t(), out=c).mul_(pairs.scale)
-        torch.mm(c, pairs.b.t(), out=y)
+        torch.mm(_masked(x, mask), pairs.a.t(), out=c).mul_(pairs.scale)
+        if sum(len(block.b) for block in pairs.blocks) < len(weight):
+            y.zero_()  # the rows of layers without a pair
+        for block in pairs.blocks:
+            torch.mm(c[:, block.columns], block.b.t(), out=y[:, block.rows])
         y.addmm_(x, weight.t())
     else:
         torch.mm(x, weight.t(), out=y)
@@ -54,22 +80,29 @@ def forward(
         y += bias
 
 
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    c: Tensor | None,
-    weight: Tensor,
-    pairs: StackedPairs | None,
-    dx: Tensor,
-    mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor] | None:
-    """Write dx (T, in); give dA (R, in) and dB (O, R), or None without pairs."""
-    if pairs is None or c is None:
+def backward(dy: Tensor, weight: Tensor, pairs: StackedPairs | None, dx: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Write dx (T, in) for dy (T, O); gives dc (T, R), None without pairs."""
+    if pairs is None:
         torch.mm(dy, weight, out=dx)
         return None
-    dc = torch.mm(dy, pairs.b).mul_(pairs.scale)  # (T, R)
+    dc = dy.new_empty(len(dy), len(pairs.a))
+    for block in pairs.blocks:
+        torch.mm(dy[:, block.rows], block.b, out=dc[:, block.columns])
+    dc.mul_(pairs.scale)
     torch.mm(dc, pairs.a, out=dx)
     if mask is not None:
         dx *= mask
     dx.addmm_(dy, weight)
-    return dc.t() @ (x if mask is None else x * mask), dy.t() @ c
+    return dc
+
+
+def pair_gradients(
+    dy: Tensor, x: Tensor, c: Tensor, dc: Tensor, pairs: StackedPairs, mask: Tensor | None
+) -> PairGradients:
+    """The pairs' gradients, from what forward and backward gave."""
+    da = dc.t() @ _masked(x, mask)
+    return PairGradients(da, tuple(dy[:, block.rows].t() @ c[:, block.columns] for block in pairs.blocks))
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
