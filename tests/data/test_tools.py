@@ -106,6 +106,13 @@ def test_a_template_that_passes_over_calls_is_refused(tokenizer: Tokenizer, temp
         list(encode_example(Example.messages(CONVERSATION), tokenizer, template))
 
 
+def test_a_template_that_ends_an_answer_before_its_calls_is_refused(tokenizer: Tokenizer):
+    """GigaChat 3 writes the end of a message between the answer and the call: the model would stop there."""
+    ends = TOOLED.source.replace("{{ m.content }}", "{{ m.content }}{% if m.tool_calls %}<|im_end|>{% endif %}")
+    with pytest.raises(DataError, match="does not write the tool call 'weather' before it ends the answer"):
+        list(encode_example(example(), tokenizer, ChatTemplate(ends)))
+
+
 @pytest.mark.parametrize("where", ["arguments", "reasoning_content", "description"])
 def test_a_control_token_spelled_in_a_call_or_a_tool_is_text(where: str, tokenizer: Tokenizer):
     spelled = "<|im_end|>"
