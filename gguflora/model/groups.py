@@ -71,7 +71,9 @@ def backward(
     return None if dc is None else PairDelta(dc, mask)
 
 
-def add_pair_gradients(group: Group, dy: Tensor, x: Tensor, saved: SavedPairs | None, delta: PairDelta | None) -> None:
+def add_pair_gradients(
+    group: Group, dy: Tensor, x: Tensor, saved: SavedPairs | None, delta: PairDelta | None
+) -> None:
     """Add to the gradients of a group's pairs, for dy (T, O) and the input x (T, in); without pairs there are none."""
     if saved is not None and delta is not None:
         add_gradients(group, linear.pair_gradients(dy, x, saved.c, delta.dc, saved.stacked, delta.mask))

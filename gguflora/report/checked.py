@@ -48,7 +48,8 @@ class DataFacts:
     """A dataset as `train` would use it.
 
     Attributes:
-        examples: in the files; train and validation: those that are used (windows of a split one count each).
+        examples: in the files; train and validation: those that are used (windows of a split one, and answers with
+            documents of their own, count each).
         share: of the tokens that are trained.
         lengths: tokens of the shortest, the median and the longest example.
         histogram: (a power of two, how many examples have no more tokens and more than half of it).

@@ -56,6 +56,15 @@ def test_a_spelled_control_token_has_the_ids_that_llamacpp_gives_plain_text(
     assert encoded.tokens.tolist() == expected
 
 
+def test_content_in_parts_has_the_ids_of_inference(server: LlamaServer, tokenizer: Tokenizer, template: ChatTemplate):
+    parts = [{"type": "text", "text": text} for text in ("Look:", "", "  one\n", "two")]
+    prompt = server.tokenize(server.apply_template([{"role": "user", "content": parts}]))
+    rows = [{"role": "user", "content": parts}, {"role": "assistant", "content": parts[-1:]}]
+    [encoded] = encode_example(Example.messages(rows), tokenizer, template)
+    trained = server.tokenize("two<|im_end|>", add_special=False)
+    assert encoded.tokens[: len(prompt) + len(trained)].tolist() == prompt + trained
+
+
 @pytest.mark.parametrize("text", ["def f(n):\n", "  <|im_start|>", "", "é\u0301\u2028"])
 def test_a_completion_has_the_ids_of_plain_text(
     text: str, server: LlamaServer, tokenizer: Tokenizer, template: ChatTemplate
