@@ -19,7 +19,7 @@ _TEMPLATE = "tokenizer.chat_template"
 _HYPERPARAMETERS: dict[str, Value] = {
     "general.architecture": (ValueType.STRING, "llama"),
     "llama.block_count": (ValueType.UINT32, 1),
-    "llama.context_length": (ValueType.UINT32, 256),
+    "llama.context_length": (ValueType.UINT32, 8192),
     "llama.embedding_length": (ValueType.UINT32, _WIDTH),
     "llama.feed_forward_length": (ValueType.UINT32, _WIDTH),
     "llama.attention.head_count": (ValueType.UINT32, 1),

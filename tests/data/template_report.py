@@ -8,6 +8,7 @@ very tokens that the server makes of the messages before it, hold its words, rea
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tempfile
@@ -72,7 +73,7 @@ def opened(folder: Path, name: str, source: str) -> Model:
     """A template with a vocabulary of its own, here and behind llama-server."""
     gguf = open_gguf(write_model(folder / "model.gguf", name, source))
     write_stand_in(folder / "served.gguf", gguf, source)
-    server = LlamaServer(folder / "served.gguf", context_length=256, threads=1)
+    server = LlamaServer(folder / "served.gguf", context_length=2048, threads=1)
     return Model(name, load_tokenizer(gguf), load_template(gguf), server)
 
 
@@ -103,6 +104,21 @@ def trained(documents: list[Encoded], answers: int) -> list[Trained]:
             end = next((index for index in range(start, len(labels)) if labels[index] < 0), len(labels))
             found.append(Trained(number, document.tokens[:start].tolist(), labels[start:end]))
     return sorted(found, key=lambda one: one.number)
+
+
+def parsed(model: Model, rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
+    """Reasoning and words that llama-server takes out of what is trained for the last answer, if the model writes it.
+
+    A grammar that allows nothing else makes the model without weights write it.
+    """
+    documents = list(encode_example(example_of(list(rows)), model.tokenizer, model.template))
+    *_, last = trained(documents, sum(row["role"] == "assistant" for row in rows))
+    text = model.tokenizer.decode(last.tokens[:-1])
+    options = {"grammar": f"root ::= {json.dumps(text)}", "max_tokens": len(last.tokens) + 8, "temperature": 0}
+    answer = model.server._ask("POST", "/v1/chat/completions", {"messages": list(rows[:-1]), **options})["choices"][0][
+        "message"
+    ]
+    return str(answer.get("reasoning_content") or ""), str(answer["content"])
 
 
 class Differs(Exception):
