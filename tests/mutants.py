@@ -229,7 +229,7 @@ MUTANTS = (
     Mutant(
         "a call behind the end of an answer counts as written",
         "data/answers.py",
-        "    said = scene.decode(tokens)",
+        "    said = _said(found.text, tokens, scene)",
         "    said = found.text",
         "tests/data/test_tools.py",
     ),

@@ -129,7 +129,7 @@ def _turn(scene: Scene, index: int, number: int) -> _Turn | str:
     tokens = _generated(found.text, lambda: text_behind(hidden.rows, index, hidden.switches, template), scene)
     if not tokens:
         return _NO_END
-    said = scene.decode(tokens)
+    said = _said(found.text, tokens, scene)
     _require_calls_written(scene.rows[index], said)
     if (scene.rows[index]["content"].split() or [""])[-1] not in said:
         return f"the chat template ends answer {number} before it says all; use another --chat-template."
@@ -152,6 +152,13 @@ def _generated(text: str, behind: Callable[[], str], scene: Scene) -> list[int]:
     space = following[: len(following) - len(following.lstrip())]
     ends = _until_end(scene.encode(following, True), scene.vocabulary)
     return [*ids, *ends] if len(ends) == len(scene.encode(space, True)) + 1 else []
+
+
+def _said(text: str, tokens: list[int], scene: Scene) -> str:
+    """The text of an answer's tokens: what was rendered without what follows the end, which is less to decode."""
+    rest = scene.decode(scene.piece(text)[len(tokens) :])
+    whole = scene.hidden.restore(text)
+    return whole.removesuffix(rest) if whole.endswith(rest) else scene.decode(tokens)
 
 
 def _until_end(ids: list[int], vocabulary: Vocabulary) -> list[int]:

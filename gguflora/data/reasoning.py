@@ -8,7 +8,7 @@ answers. llama-server takes what stands before the closing text as reasoning, wi
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 # <think>, <seed:think>, <think:opensource>, [THINK]
@@ -21,7 +21,8 @@ _STYLES = (
     (r"<\|open\|>think<\|sep\|>", r"<\|close\|>think<\|sep\|>", "<|close|>think<|sep|>"),  # Kimi K3
     (r"<\|channel>thought\n", r"<channel\|>", "<channel|>"),  # Gemma 4
 )
-_TAIL = 256  # characters: a block without reasoning is shorter
+_ROOM = 256  # characters: a block without reasoning is shorter
+_WORDS = ("think", "thought", "reasoning", "THINK")  # each style has one of them
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def closed_block(text: str) -> Block | None:
 
 def empty_block(text: str) -> Block | None:
     """The block that `text` begins with, if nothing stands in it."""
-    return _find(text, r"\A\s*", r"(?P<gap>\s*){closing}(?P<behind>\s*)")
+    return _find(text[:_ROOM], r"\A\s*", r"(?P<gap>\s*){closing}(?P<behind>\s*)")
 
 
 def with_reasoning_apart(row: dict[str, Any], block: Block) -> dict[str, Any]:
@@ -84,12 +85,13 @@ def with_reasoning_apart(row: dict[str, Any], block: Block) -> dict[str, Any]:
 
 
 def _at_end(text: str, pattern: str) -> Block | None:
-    block = _find(text[-_TAIL:], "", pattern)
-    skipped = max(0, len(text) - _TAIL)
-    return Block(block.start + skipped, block.opening, block.closing, block.gap, block.behind) if block else None
+    block = _find(text[-_ROOM:], "", pattern)
+    return replace(block, start=block.start + max(0, len(text) - _ROOM)) if block else None
 
 
 def _find(text: str, before: str, after: str) -> Block | None:
+    if not any(word in text for word in _WORDS):
+        return None
     for opening, closing, spelled in _STYLES:
         found = re.search(f"{before}(?P<opening>{opening}){after.replace('{closing}', closing)}", text)
         if found:

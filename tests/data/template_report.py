@@ -114,7 +114,7 @@ def parsed(model: Model, rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
     documents = list(encode_example(example_of(list(rows)), model.tokenizer, model.template))
     *_, last = trained(documents, sum(row["role"] == "assistant" for row in rows))
     text = model.tokenizer.decode(last.tokens[:-1])
-    options = {"grammar": f"root ::= {json.dumps(text)}", "max_tokens": len(last.tokens) + 8, "temperature": 0}
+    options = {"grammar": f"root ::= {json.dumps(text)}", "max_tokens": len(text.encode()) + 8, "temperature": 0}
     answer = model.server._ask("POST", "/v1/chat/completions", {"messages": list(rows[:-1]), **options})["choices"][0][
         "message"
     ]
@@ -199,10 +199,12 @@ HEAD = """\
 # Chat templates
 
 What comes of the chat templates that llama.cpp publishes (models/templates in its source archive). `make templates`
-fetches them, tries each and writes this page; `make slow` holds the page to it. Each column is a conversation; *yes*
+fetches them, tries each and writes this page; `make slow` holds the page to it. Each column is a conversation. *yes*
 means that every answer in it is trained behind the very tokens that llama-server makes of the messages before it, and
-that what is trained are its words, its reasoning, its calls, what the template writes around them, and the token that
-ends it. Further:
+that what is trained are its words, its reasoning, its calls, what the template always writes around them, and the token
+that ends it; where reasoning is trained, llama-server's own parser takes reasoning and words out of it again. *no* says
+why not: such an example is refused, but where llama-server renders it otherwise, which `gguflora data check` shows.
+Further:
 
 - *documents*: the template writes earlier answers differently once later messages follow, so answers are trained in
   documents of their own ([data.md](data.md));
