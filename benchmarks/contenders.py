@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor
 
 from benchmarks.flops import step_flops
+from benchmarks.phases import Clock, of_gguflora
 from benchmarks.turns import Answer, peak_bytes, serve
-from benchmarks.workload import CONFIG, RANK, SCALE, Workload, fresh_pairs, open_workload, step_examples
+from benchmarks.workload import CONFIG, RANK, SCALE, Kind, Workload, fresh_pairs, open_workload, step_examples
 from gguflora.config import ComputeConfig
 from gguflora.data import Encoded
 from gguflora.events import Event, StepDone
@@ -51,27 +52,35 @@ class Contender:
     tcmalloc: bool = False
 
 
-def contenders(dtype: str, tcmalloc: bool) -> list[Contender]:
-    """All of them, for a machine on which gguflora computes in `dtype`; the first is what the others are held to.
-
-    PEFT in bfloat16 is left out where the processor emulates it, 60 times slower than float32.
-    """
-    plain = [Contender(f"PEFT {each}, padded", "PEFT", each, padded=True) for each in dict.fromkeys(("float32", dtype))]
-    best = f"PEFT {dtype}, one document at a time" + (", tcmalloc" if tcmalloc else "")
+def versions(dtype: str) -> list[Contender]:
+    """gguflora's ways, for a machine on which it computes in `dtype`; the first is what all others are held to."""
     return [
         Contender("gguflora", "gguflora", dtype),
         Contender("gguflora, torch's operations", "gguflora", dtype, kernels="torch"),
         Contender("gguflora, recomputed", "gguflora", dtype, recompute=True),
         Contender("gguflora, packed", "gguflora", dtype, packed=True),
         Contender("gguflora, packed, recomputed", "gguflora", dtype, packed=True, recompute=True),
-        *plain,
-        Contender(best, "PEFT", dtype, tcmalloc=tcmalloc),
     ]
 
 
-def gguflora_step(contender: Contender, workload: Workload) -> Step:
+def plain_peft(dtype: str) -> list[Contender]:
+    """PEFT as the Trainer runs it, in float32 and in `dtype`.
+
+    bfloat16 is left out where the processor emulates it, 60 times slower than float32.
+    """
+    return [Contender(f"PEFT {each}, padded", "PEFT", each, padded=True) for each in dict.fromkeys(("float32", dtype))]
+
+
+def best_peft(dtype: str, tcmalloc: bool) -> Contender:
+    """What may be PEFT's fastest setup: nothing is padded, and memory is handed out by tcmalloc."""
+    name = f"PEFT {dtype}, one document at a time" + (", tcmalloc" if tcmalloc else "")
+    return Contender(name, "PEFT", dtype, tcmalloc=tcmalloc)
+
+
+def gguflora_step(contender: Contender, workload: Workload, clock: Clock) -> Step:
     """The training loop as it is, held still between two steps."""
     bound_product_caches()
+    of_gguflora(clock)
     base = workload.base
     decoder = load_decoder(base.gguf, base.spec, getattr(torch, contender.dtype), contender.packed)
     limit = ComputeConfig().micro_batch_tokens
@@ -82,19 +91,21 @@ def gguflora_step(contender: Contender, workload: Workload) -> Step:
         nonlocal running
         if number == 0:
             pairs = fresh_pairs(workload)
-            job = Job(with_pairs(decoder, pairs, SCALE), workload.encoded, [], CONFIG, work)
+            job = Job(with_pairs(decoder, pairs, SCALE), workload.encoded, [], workload.config, work)
             running = train(job, new_state(pairs, limit, contender.recompute), None, lambda: None)
         return next(event.loss for event in running if isinstance(event, StepDone))
 
     return take
 
 
-def peft_step(contender: Contender, workload: Workload) -> Step:
-    """The usual loop: forward, backward, clipping, torch's AdamW (fused)."""
+def peft_step(contender: Contender, workload: Workload, clock: Clock) -> Step:
+    """The usual loop: forward (with the loss), backward, clipping, torch's AdamW (fused)."""
+    from benchmarks.peft_gemma3 import gemma3
     from benchmarks.peft_llama import copy_pairs, llama, with_peft
 
     base, start = workload.base, fresh_pairs(workload)
-    model = with_peft(llama(base.gguf, base.spec, getattr(torch, contender.dtype)), base.spec, start, SCALE)
+    build = gemma3 if base.gguf.architecture == "gemma3" else llama
+    model = with_peft(build(base.gguf, base.spec, getattr(torch, contender.dtype)), base.spec, start, SCALE)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = _adamw(parameters)
 
@@ -104,10 +115,11 @@ def peft_step(contender: Contender, workload: Workload) -> Step:
             copy_pairs(model, base.spec, start)
             optimiser = _adamw(parameters)
         examples = step_examples(workload, number)
+        batches = clock.timed("data", _batches)(examples, contender.padded)
         optimiser.zero_grad()
-        loss = sum(_backward(model, batch) for batch in _batches(examples, contender.padded))
-        torch.nn.utils.clip_grad_norm_(parameters, CONFIG.max_grad_norm)
-        optimiser.step()
+        loss = sum(_backward(model, batch, clock) for batch in batches)
+        clock.timed("update", torch.nn.utils.clip_grad_norm_)(parameters, CONFIG.max_grad_norm)
+        clock.timed("update", optimiser.step)()
         return loss
 
     return take
@@ -137,23 +149,27 @@ def _rows(arrays: list[Any], padding: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=padding)
 
 
-def _backward(model: Any, batch: dict[str, Any]) -> float:
-    loss = model(**batch).loss
-    loss.backward()
+def _backward(model: Any, batch: dict[str, Any], clock: Clock) -> float:
+    loss = clock.timed("forward", model)(**batch).loss
+    clock.timed("backward", loss.backward)()
     return float(loss.detach())
 
 
 def timed_step(contender: Contender, workload: Workload) -> Callable[[int], Answer]:
-    """A step's seconds and loss, what it was worth (tokens, operations), and the process's peak so far."""
-    take = gguflora_step(contender, workload) if contender.by == "gguflora" else peft_step(contender, workload)
+    """A step's seconds, by phase too, and loss; what it was worth (tokens, operations); the process's peak so far."""
+    clock = Clock()
+    way = gguflora_step if contender.by == "gguflora" else peft_step
+    take = way(contender, workload, clock)
 
     def answer(number: int) -> Answer:
+        clock.read()
         started = time.perf_counter()
         loss = take(number)
         seconds = time.perf_counter() - started
         examples = step_examples(workload, number)
         return {
             "seconds": seconds,
+            "phases": clock.read(),
             "loss": loss,
             "tokens": sum(len(example.tokens) for example in examples),
             "flops": step_flops(workload.base.spec, RANK, examples),
@@ -163,15 +179,18 @@ def timed_step(contender: Contender, workload: Workload) -> Callable[[int], Answ
     return answer
 
 
-def command_line(contender: Contender, model: Path) -> list[str]:
+def command_line(contender: Contender, model: Path, kind: Kind) -> list[str]:
     """The arguments under which this module, as a program, is `contender`."""
-    return [str(model), json.dumps(asdict(contender))]
+    return [str(model), kind, json.dumps(asdict(contender))]
 
 
 def main() -> None:
     """Serve."""
     set_threads(None)
-    serve(timed_step(Contender(**json.loads(sys.argv[2])), open_workload(Path(sys.argv[1]))))
+    model, kind, contender = sys.argv[1:]
+    if kind not in get_args(Kind):
+        raise SystemExit(f"no such work: {kind}")
+    serve(timed_step(Contender(**json.loads(contender)), open_workload(Path(model), cast(Kind, kind))))
 
 
 if __name__ == "__main__":

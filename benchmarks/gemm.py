@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchmarks.flops import layer_shapes
 from benchmarks.turns import Answer, serve
-from benchmarks.workload import open_workload
+from gguflora.arch import model_spec
+from gguflora.gguf import open_gguf
 from gguflora.kernels import choose_dtype
 from gguflora.run.setting import set_threads
 
@@ -72,7 +73,7 @@ def _seconds(shape: tuple[int, int], dtype: torch.dtype, product: Product, backw
 def main() -> None:
     """Serve."""
     set_threads(None)
-    shapes = layer_shapes(open_workload(Path(sys.argv[1])).base.spec)
+    shapes = layer_shapes(model_spec(open_gguf(Path(sys.argv[1]))))
     serve(lambda _: rates(shapes))
 
 

@@ -1,11 +1,11 @@
 """gguflora beside PEFT: speed, share of the machine's limit, memory and loss, in one run on one machine.
 
-    python -m benchmarks.peft_comparison            about 10 minutes on two quiet cores
+    python -m benchmarks.peft_comparison            about 14 minutes on two quiet cores
     python -m benchmarks.peft_comparison --quick    two steps each, to see that it runs; nothing is recorded
 
-Every contender trains the same chats (GSM8K, 8 a step) with rank 16 on every linear layer of the same GGUF, from the
-same pairs. Each has a process of its own and takes its steps turn about with gguflora, so the ratio of the two is
-taken step by step. The limit is what this machine's matrix products reach at the model's shapes, timed before each
+For each task (tasks.py) every contender trains the same examples with rank 16 on every linear layer of the same GGUF,
+from the same pairs. Each has a process of its own and takes its steps turn about with gguflora, so the ratio of the two
+is taken step by step. The limit is what this machine's matrix products reach at the model's shapes, timed before each
 contender; tokens are real ones, without padding. Losses stand beside, so that nobody wins by doing less.
 """
 
@@ -22,17 +22,18 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.contenders import Contender, command_line, contenders
+from benchmarks.contenders import Contender, command_line
+from benchmarks.phases import PHASES
+from benchmarks.tasks import Entrant, Task, tasks
 from benchmarks.turns import ROOT, Answer, child
-from benchmarks.workload import smollm2
 from gguflora.kernels import choose_dtype
 from gguflora.run.setting import set_threads
 
 RESULTS = Path(__file__).parent / "results.jsonl"
-STEPS, WARM_UP = 10, 2
 LOSS_GAP = 0.02
 """In nats: bfloat16 moves the loss of a step by 0.002 here, a forgotten pair or example by more than 0.02."""
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
@@ -49,6 +50,7 @@ class Row:
         gguflora_faster: how many times as fast gguflora's first contender was in the same turns, likewise.
         peak_mb: most memory of the process, in 10^6 bytes.
         loss: of the last step.
+        phases: seconds a step, likewise; PEFT's loss is in its forward.
     """
 
     name: str
@@ -58,30 +60,40 @@ class Row:
     gguflora_faster: float
     peak_mb: float
     loss: float
+    phases: dict[str, float]
 
 
 def main() -> None:
-    """Run all contenders, print the table, and record it."""
+    """Run every task, print its table, and record it."""
     arguments = _arguments()
-    steps, warm_up = (2, 1) if arguments.quick else (STEPS, WARM_UP)
     allocator = _find_tcmalloc()
     print(f"tcmalloc: {allocator or 'libtcmalloc_minimal.so.4 is not installed: PEFT runs without it'}")
     dtype = str(choose_dtype()[0]).removeprefix("torch.")
-    first, *others = contenders(dtype, allocator is not None)
+    with TemporaryDirectory() as folder:
+        for task in tasks(dtype, allocator is not None, Path(folder)):
+            _run(task, allocator, arguments.quick)
+
+
+def _run(task: Task, allocator: Path | None, quick: bool) -> None:
+    print(f"\n{task.name}", flush=True)
     races = []
-    with _gemm(arguments.model) as ask_limit, _contender(first, arguments.model, allocator) as ask_first:
-        for other in others:
-            limit = ask_limit(0)
-            with _contender(other, arguments.model, allocator) as ask:
-                turns = [(ask_first(number), ask(number)) for number in range(steps)]
-            races.append(Race(other, limit, turns[warm_up:]))
-            print(_line(_row(other, races[-1:])), flush=True)
-    rows = [_first_row(first, races), *(_row(race.contender, [race]) for race in races)]
+    with _gemm(task) as ask_limit, _contender(task.first, task, allocator) as ask_first:
+        for entrant in task.others:
+            races.append(_race(task, entrant, ask_limit(0), ask_first, allocator, quick))
+            print(_line(_row(entrant.contender, races[-1:])), flush=True)
+    rows = [_first_row(task.first, races), *(_row(race.contender, [race]) for race in races)]
     limits = {name: median(race.limit[name] for race in races) for name in races[0].limit}
     print(_table(rows, limits))
-    if not arguments.quick:
-        _record(rows, limits, arguments.model)
+    if not quick:
+        _record(task, rows, limits)
     _require_equal_losses(rows)
+
+
+def _race(task: Task, entrant: Entrant, limit: Answer, ask_first: Ask, allocator: Path | None, quick: bool) -> Race:
+    steps, warm_up = (2, 1) if quick else (entrant.steps, task.warm_up)
+    with _contender(entrant.contender, task, allocator) as ask:
+        turns = [(ask_first(number), ask(number)) for number in range(steps)]
+    return Race(entrant.contender, limit, turns[warm_up:])
 
 
 @dataclass(frozen=True)
@@ -112,6 +124,7 @@ def _row(contender: Contender, races: list[Race]) -> Row:
         gguflora_faster=median(other["seconds"] / mine["seconds"] for mine, other, _ in pairs),
         peak_mb=max(other["peak"] for _, other, _ in pairs) / 1e6,
         loss=pairs[-1][1]["loss"],
+        phases={phase: median(other["phases"][phase] for _, other, _ in pairs) for phase in PHASES},
     )
 
 
@@ -124,7 +137,10 @@ def _table(rows: list[Row], limits: Answer) -> str:
     lines = ["", "matrix products, in TFLOP/s (median of the races):"]
     lines += [f"  {name:26} {rate / 1e12:6.3f}" for name, rate in limits.items()]
     lines += ["", f"{'':44} {'tok/s':>7} {'of limit':>9} {'gguflora is':>12} {'peak MB':>8} {'loss':>8}"]
-    return "\n".join([*lines, *map(_line, rows)])
+    lines += map(_line, rows)
+    lines += ["", f"{'seconds a step':44}" + "".join(f" {phase:>9}" for phase in PHASES)]
+    lines += (f"{row.name:44}" + "".join(f" {row.phases[phase]:9.3f}" for phase in PHASES) for row in rows)
+    return "\n".join(lines)
 
 
 def _line(row: Row) -> str:
@@ -134,12 +150,13 @@ def _line(row: Row) -> str:
     )
 
 
-def _record(rows: list[Row], limits: Answer, model: Path) -> None:
-    """Append the run to `RESULTS`, one line."""
+def _record(task: Task, rows: list[Row], limits: Answer) -> None:
+    """Append a task's run to `RESULTS`, one line."""
     line = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "model": model.name,
+        "task": task.name,
+        "model": task.model.name,
         "machine": _machine(),
         "torch": str(torch.__version__),
         "limits": limits,
@@ -156,13 +173,13 @@ def _require_equal_losses(rows: list[Row]) -> None:
         raise SystemExit(f"The losses differ by {max(losses) - min(losses):.4f}: not everybody did the same work.")
 
 
-def _gemm(model: Path) -> AbstractContextManager[Ask]:
-    return child("benchmarks.gemm", [str(model)], _environment(None))
+def _gemm(task: Task) -> AbstractContextManager[Ask]:
+    return child("benchmarks.gemm", [str(task.model)], _environment(None))
 
 
-def _contender(contender: Contender, model: Path, allocator: Path | None) -> AbstractContextManager[Ask]:
+def _contender(contender: Contender, task: Task, allocator: Path | None) -> AbstractContextManager[Ask]:
     environment = _environment(allocator if contender.tcmalloc else None)
-    return child("benchmarks.contenders", command_line(contender, model), environment)
+    return child("benchmarks.contenders", command_line(contender, task.model, task.kind), environment)
 
 
 def _environment(preload: Path | None) -> dict[str, str]:
@@ -213,10 +230,7 @@ def _arguments() -> argparse.Namespace:
         prog="python -m benchmarks.peft_comparison", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--quick", action="store_true", help="two steps each; nothing is recorded")
-    parser.add_argument("--model", type=Path, help="another GGUF of the llama architecture, of about SmolLM2's size")
-    arguments = parser.parse_args()
-    arguments.model = (arguments.model or smollm2()).absolute()
-    return arguments
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from gguflora.arch import ModelSpec
@@ -54,21 +54,21 @@ def llama(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype) -> LlamaForCausal
     for name in gguf.tensors:
         if name != "rope_freqs.weight":
             stem, kind = name.rsplit(".", 1)
-            weights[f"{other_name(stem)}.{kind}"] = transformers_rows(_values(gguf, name), name, spec).to(dtype)
+            weights[f"{other_name(stem)}.{kind}"] = transformers_rows(values_of(gguf, name), name, spec).to(dtype)
     if spec.tied:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
     model.model.rotary_emb = LlamaRotaryEmbedding(config)
     if "rope_freqs.weight" in gguf.tensors:
-        model.model.rotary_emb.inv_freq /= _values(gguf, "rope_freqs.weight")
+        model.model.rotary_emb.inv_freq /= values_of(gguf, "rope_freqs.weight")
     return model
 
 
-def with_peft(model: LlamaForCausalLM, spec: ModelSpec, pairs: Pairs, scale: float) -> PeftModel:
+def with_peft(model: PreTrainedModel, spec: ModelSpec, pairs: Pairs, scale: float) -> PeftModel:
     """The model with copies of `pairs` on it, by PEFT; without dropout, so that training is the same arithmetic.
 
     Args:
-        model: from `llama`; PEFT changes it.
+        model: from `llama`, or of another architecture by its own file; PEFT changes it.
         spec: what the file holds.
         pairs: by GGUF tensor name, all of one rank.
         scale: alpha / rank.
@@ -137,6 +137,8 @@ def gguf_rows(values: Tensor, name: str, spec: ModelSpec) -> Tensor:
 def _turned_heads(name: str, spec: ModelSpec) -> int | None:
     """Heads of a tensor whose rows rope turns; None where the order is the same."""
     mixer = spec.layers[0].mixer
+    if mixer.rope.kind == "half_split":
+        return None
     if ".attn_q." in name:
         return mixer.heads
     return mixer.kv_heads if ".attn_k." in name else None
@@ -164,7 +166,7 @@ def _config(spec: ModelSpec) -> LlamaConfig:
     )
 
 
-def _values(gguf: GgufFile, name: str) -> Tensor:
+def values_of(gguf: GgufFile, name: str) -> Tensor:
     """A tensor in float32, in its own shape."""
     info = gguf.tensors[name]
     packed = torch.tensor(gguf.raw(name)).view(info.shape[0] if len(info.shape) > 1 else 1, -1)

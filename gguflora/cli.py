@@ -349,6 +349,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _set_process() -> None:
     # Before torch is imported: threads that wait actively stall each other when the machine is busy (docs/log.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # about as long as one product waits for the next
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(format="gguflora: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):

@@ -10,6 +10,13 @@ from pathlib import Path
 
 import torch
 
+BFLOAT16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
+"""Instruction sets with which products in bfloat16 are faster than in float32, forward and backward, best first.
+
+Timed (docs/log.md, "Which dtype"): avx512_bf16 twice as fast; avx512f and avx2 without it slower, down to a
+sixtieth. amx_bf16 was timed elsewhere. `gguflora doctor` times the machine at hand and warns where this is wrong.
+"""
+
 
 def choose_dtype() -> tuple[torch.dtype, str]:
     """The compute dtype for this processor, and the reason in words.
@@ -18,7 +25,7 @@ def choose_dtype() -> tuple[torch.dtype, str]:
     slower, so the instruction set is read from the kernel instead.
     """
     flags = processor_flags()
-    for flag in ("amx_bf16", "avx512_bf16"):
+    for flag in BFLOAT16_INSTRUCTIONS:
         if flag in flags:
             return torch.bfloat16, f"the processor has {flag}"
     return torch.float32, "the processor has no bfloat16 arithmetic"

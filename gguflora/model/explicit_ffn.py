@@ -2,8 +2,8 @@
 
     gate, up = x W_gate^T, x W_up^T        y = (f(gate) up) W_down^T
 
-Kept for the backward: gate and up in one buffer, and what the pairs keep. f(gate) up is computed again, in the pass that
-takes the gradients of gate and up: until then nothing needs it.
+Kept for the backward: gate and up in one buffer, and what the pairs keep. f(gate) up is computed again in the pass that
+takes the gradients of gate and up; until then nothing needs it.
 """
 
 from __future__ import annotations

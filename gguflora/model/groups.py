@@ -71,9 +71,7 @@ def backward(
     return None if dc is None else PairDelta(dc, mask)
 
 
-def add_pair_gradients(
-    group: Group, dy: Tensor, x: Tensor, saved: SavedPairs | None, delta: PairDelta | None
-) -> None:
+def add_pair_gradients(group: Group, dy: Tensor, x: Tensor, saved: SavedPairs | None, delta: PairDelta | None) -> None:
     """Add to the gradients of a group's pairs, for dy (T, O) and the input x (T, in); without pairs there are none."""
     if saved is not None and delta is not None:
         add_gradients(group, linear.pair_gradients(dy, x, saved.c, delta.dc, saved.stacked, delta.mask))
@@ -92,7 +90,7 @@ def add_gradients(group: Group, gradients: PairGradients) -> None:
     """Add a group's gradients to its pairs' own."""
     pairs = [layer.pair for layer in group.linears if layer.pair]
     ranks = [len(pair.lora_a) for pair in pairs]
-    for pair, da, db in zip(pairs, gradients.da.split(ranks), gradients.db, strict=True):
+    for pair, da, db in zip(pairs, torch.split(gradients.da, ranks), gradients.db, strict=True):
         _add(pair.lora_a, da)
         _add(pair.lora_b, db)
 

@@ -34,6 +34,8 @@ LEAST_DISK, GOOD_DISK = 200 * 10**6, 2 * 10**9
 # torch maps 0.6 GB by itself, and 1.7 GB once SmolLM2 is loaded in float32; training maps more.
 LEAST_ADDRESS_SPACE, GOOD_ADDRESS_SPACE = 2**30, 4 * 2**30
 
+CLEARLY = 0.8  # of the fastest: below, the choice is wrong, and above it may be another program's doing
+
 _OPTIONAL = "extra =="
 _CLAUSE = re.compile(r"(>=|<|==)\s*([\d.]+)")
 
@@ -59,6 +61,7 @@ def examine() -> Iterator[Finding]:
     yield _python()
     yield from _packages()
     yield _instruction_set()
+    yield _products()
     yield _operations()
     yield _threads()
     yield from memory_findings(memory())
@@ -163,6 +166,33 @@ def _instruction_set() -> Finding:
     known = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     found = f"{' '.join(known) or platform.machine()}; computes in {str(dtype).removeprefix('torch.')}: {why}"
     return Finding("processor", "pass", found)
+
+
+def _products() -> Finding:
+    """Whether the dtype that the instruction set stands for is the faster one here."""
+    name = "products"
+    try:
+        from gguflora.kernels import choose_dtype
+        from gguflora.run.products import product_rates
+    except (ImportError, OSError):
+        return Finding(name, "warn", "not known without torch", "install torch first")
+    chosen = choose_dtype()[0]
+    return products_finding(str(chosen).removeprefix("torch."), product_rates())
+
+
+def products_finding(chosen: str, rates: dict[str, float]) -> Finding:
+    """Whether the chosen dtype's products are the fastest.
+
+    Args:
+        chosen: the dtype, as `rates` names it.
+        rates: operations a second, by dtype.
+    """
+    timed = ", ".join(f"{dtype} {rate / 1e12:.2f}" for dtype, rate in rates.items())
+    found = f"{timed} TFLOP/s, both directions"
+    fastest = max(rates, key=lambda dtype: rates[dtype])
+    if rates[chosen] >= CLEARLY * rates[fastest]:
+        return Finding("products", "pass", found)
+    return Finding("products", "warn", f"{found}, and {chosen} is chosen", f"train with --dtype {fastest}")
 
 
 def _operations() -> Finding:

@@ -16,6 +16,7 @@ from gguflora.llamacpp import library
 from gguflora.run import doctor
 from gguflora.run.doctor import Finding, disk_finding, examine, exit_code, memory_findings, package_finding, satisfies
 from gguflora.run.machine import Memory
+from gguflora.run.products import product_rates
 
 GB = 10**9
 Usage = namedtuple("Usage", "total used free")
@@ -218,3 +219,24 @@ def test_whatever_is_not_well_says_what_to_do(monkeypatch: pytest.MonkeyPatch):
     assert {each.state for each in found} >= {"pass", "warn", "fail"}
     for each in found:
         assert bool(each.fix) == (each.state != "pass"), each
+
+
+# --- which dtype is fast ---
+
+
+def test_a_dtype_that_another_one_outruns_is_a_warning_with_what_to_do():
+    found = doctor.products_finding("bfloat16", {"float32": 2e11, "bfloat16": 3e9})
+    assert (found.state, found.fix) == ("warn", "train with --dtype float32")
+    assert found.found == "float32 0.20, bfloat16 0.00 TFLOP/s, both directions, and bfloat16 is chosen"
+
+
+@pytest.mark.parametrize("other", [1e11, 4e11, 4.9e11])
+def test_the_fastest_dtype_and_one_that_is_about_as_fast_pass(other: float):
+    assert doctor.products_finding("bfloat16", {"float32": other, "bfloat16": 4e11}).state == "pass"
+
+
+def test_rates_are_of_both_dtypes_and_no_machine_is_as_slow_or_as_fast_as_that():
+    """A twentieth of what a processor of 2010 did, and more than any processor of today does."""
+    rates = product_rates()
+    assert list(rates) == ["float32", "bfloat16"]
+    assert all(1e8 < rate < 1e15 for rate in rates.values())

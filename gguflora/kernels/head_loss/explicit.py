@@ -19,8 +19,8 @@ from gguflora.kernels.lora_linear import explicit as linear
 from gguflora.kernels.lora_linear.explicit import StackedPairs
 
 SMALLEST, LOGITS = 256, 2**25
-"""A chunk has as many rows as LOGITS logits hold, 64 MB in bfloat16, but SMALLEST at least: with fewer the products are
-slower (22 % at 256 rows, 9 % at 512 over the limit; docs/log.md), and at a vocabulary of 262k even those take 134 MB."""
+"""A chunk has as many rows as LOGITS logits hold, 64 MB in bfloat16, but SMALLEST at least. With fewer the products
+take longer (docs/log.md), and at a vocabulary of 262k even those are 134 MB."""
 
 
 @dataclass(frozen=True)
