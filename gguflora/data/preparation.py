@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gguflora.config import Overlong, TrainOn
-from gguflora.data.answers import opening
 from gguflora.data.encoded import Encoded
 from gguflora.data.example import Completion, Conversation, Example
 from gguflora.data.labels import encode_example
 from gguflora.data.overlong import fit
+from gguflora.data.scene import opening
 from gguflora.tokenizer import ChatTemplate, Tokenizer
 
 WEIGHT_ZERO = "weight 0"
@@ -18,8 +18,16 @@ NO_ANSWER = "no message of the assistant"
 EMPTY_ANSWER = "empty answer"
 TOO_LONG = "longer than max_length"
 CUT_AWAY = "longer than max_length, and nothing trained is left of it"
-LOST_ANSWERS = "earlier answers not trained, since the chat template writes them differently once later messages follow"
+LOST_ANSWERS = "earlier answers not trained, since it can't be found out how the model is made to write them"
+OWN_DOCUMENTS = (
+    "earlier answers trained in documents of their own, since the chat template writes them differently once later "
+    "messages follow"
+)
+LONG_DOCUMENTS = "some answers not trained: what stands before them makes a document longer than max_length"
 LOST_REASONING = "answers trained without their reasoning, which the chat template does not write"
+NO_REASONING = "answers without reasoning where the chat template has a place for it: the model learns to think nothing"
+THINKING_SWITCH = "enable_thinking"
+WITHOUT_PLACE = f" (--template-option {THINKING_SWITCH}=false trains them without that place)"
 ALTERED = {
     "truncate-left": "longer than max_length: the beginning was cut off",
     "truncate-right": "longer than max_length: the end was cut off",
@@ -71,16 +79,19 @@ def prepare_one(example: Example, how: Preparation) -> PreparedOne:
     reason = _reason_to_skip(example, how.train_on)
     if reason:
         return PreparedOne((), reason)
-    whole = encode_example(example, how.tokenizer, how.template, how.train_on)
-    pieces = fit(whole, how.max_length, how.overlong, len(opening(how.tokenizer.vocabulary)))
+    begun = len(opening(how.tokenizer.vocabulary))
+    pieces: list[Encoded] = []
+    done: set[str] = set()
+    for number, document in enumerate(encode_example(example, how.tokenizer, how.template, how.train_on)):
+        fitting = fit(document, how.max_length, how.overlong, begun)
+        pieces += fitting
+        done |= {OWN_DOCUMENTS} if number else set()
+        done |= _altered(document, how.template)
+        if len(document.tokens) > how.max_length:
+            done.add(ALTERED[how.overlong] if fitting else LONG_DOCUMENTS)
     if not pieces:
         return PreparedOne((), TOO_LONG if how.overlong == "drop" else CUT_AWAY)
-    altered = {
-        ALTERED.get(how.overlong, ""): len(whole.tokens) > how.max_length,
-        LOST_ANSWERS: whole.lost_answers > 0,
-        LOST_REASONING: whole.lost_reasoning > 0,
-    }
-    return PreparedOne(pieces, altered=tuple(what for what, done in altered.items() if done))
+    return PreparedOne(tuple(pieces), altered=tuple(sorted(done)))
 
 
 def filter_by_length(
@@ -91,7 +102,22 @@ def filter_by_length(
     Raises:
         DataError: an example can't be encoded.
     """
-    return [example for example in examples if len(encode_example(example, tokenizer, template).tokens) <= max_length]
+    return [
+        example
+        for example in examples
+        if all(len(document.tokens) <= max_length for document in encode_example(example, tokenizer, template))
+    ]
+
+
+def _altered(document: Encoded, template: ChatTemplate) -> set[str]:
+    """What is not trained of a document, or not as one might expect."""
+    switched = template.reads(THINKING_SWITCH) and template.switches.get(THINKING_SWITCH) is not False
+    found = {
+        LOST_ANSWERS: document.lost_answers,
+        LOST_REASONING: document.lost_reasoning,
+        NO_REASONING + (WITHOUT_PLACE if switched else ""): document.no_reasoning,
+    }
+    return {what for what, count in found.items() if count}
 
 
 def _reason_to_skip(example: Example, train_on: TrainOn) -> str:

@@ -17,6 +17,7 @@ from gguflora.report.checked import DataFacts
 from gguflora.report.shown import ShownExample, ShownPiece
 from gguflora.run.dataset import BAD_RECORD, data_ready, make_dataset, together
 from gguflora.run.opening import Base, open_base
+from gguflora.run.template_check import compare
 from gguflora.run.tokens import Encoding
 
 
@@ -33,11 +34,14 @@ def show(
     left = limit
     for number, example in enumerate(examples, 1):
         named = example if example.source else replace(example, source=f"example {number}")
-        for encoded in prepare_one(named, how).pieces:
+        one = prepare_one(named, how)
+        notes = one.altered
+        for encoded in one.pieces:
             if left == 0:
                 return
             left -= 1
-            yield ShownExample(encoded.source, tuple(_pieces(base, encoded)))
+            yield ShownExample(encoded.source, tuple(_pieces(base, encoded)), notes)
+            notes = ()
 
 
 def check(
@@ -66,6 +70,7 @@ def check(
         GgufloraError: as training would before its first step.
     """
     base = open_base(model, template)
+    examples = list(examples) if isinstance(examples, Iterator) else examples
     dataset = make_dataset(base, examples, validation, config, training.seed, Encoding(progress=progress))
     ready = data_ready(dataset)
     lengths = lengths_of(dataset.train.encoded).tolist()
@@ -91,6 +96,7 @@ def check(
         steps_per_epoch=plan.ends[0],
         total_steps=plan.total,
         warnings=[base.template.notice] if base.template.notice else [],
+        templates=compare(base, examples),
     )
 
 

@@ -168,7 +168,16 @@ def test_each_file_says_what_it_is_and_has_room_for_one_idea(path: Path):
 def test_no_torch_where_a_command_must_start_at_once():
     """One process for all; a file that imports torch at its top fails it."""
     rooms = ("gguf", "arch", "tokenizer", "data", "llamacpp", "config", "events", "errors", "storage", "cli")
-    names_in_run = ("inspection", "rendering", "doctor", "answer", "opening", "data_check", "template")
+    names_in_run = (
+        "inspection",
+        "rendering",
+        "doctor",
+        "answer",
+        "opening",
+        "data_check",
+        "template",
+        "template_check",
+    )
     code = (
         "import sys, importlib\n"
         "for name in sys.argv[1:]:\n"
@@ -197,6 +206,8 @@ def test_architectures_are_named_in_their_table_alone(path: Path):
     names = set(ARCHITECTURES)
     if name_of(path).startswith("tokenizer/"):
         names -= KINDS_OF_TOKENIZER
+    if name_of(path) == "llamacpp/stand_in.py":
+        names -= {"llama"}  # it writes a file, which must be of some architecture
     found = [f"line {node.lineno}: {node.value!r}" for node in strings(path) if node.value in names]
     if name_of(path) == "arch/architectures.py":
         assert len(found) >= len(ARCHITECTURES)  # so that this test can see them
