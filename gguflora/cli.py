@@ -6,7 +6,6 @@ inside it, so that `tokenize` and `--help` start at once.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import io
 import json
@@ -17,10 +16,10 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import (
     App,
@@ -38,9 +37,7 @@ from gguflora.data_commands import data_app
 from gguflora.errors import DataError, GgufloraError, UsageError
 from gguflora.plan_command import plan
 from gguflora.run_options import Data, Flat, RunOptions, requested
-
-if TYPE_CHECKING:
-    from types import FrameType
+from gguflora.signals import signal_watch
 
 
 def _exact(type_: Any, tokens: Sequence[Token]) -> Any:
@@ -59,6 +56,7 @@ app = App(
     version=lambda: version("gguflora"),
     help_format="plaintext",
     default_parameter=Parameter(negative=(), converter=_exact),
+    suppress_keyboard_interrupt=False,  # main says what becomes of it
 )
 
 
@@ -91,16 +89,23 @@ def train(
     """
     from rich.console import Console
 
-    from gguflora.events import Finished, as_dict
-    from gguflora.report import ConsoleReport
+    from gguflora.events import DataReady, Finished, as_dict
+    from gguflora.report import ConsoleReport, EncodingProgress
     from gguflora.run.template import own_options, serve_options
     from gguflora.run.training import Outcome, run
 
     console = Console(stderr=json, highlight=False)
     stopped_by = None
-    with _signal_watch() as stop, ConsoleReport(console, options.training.logging_steps) as report:
-        asked = {"output_dir": output_dir, "resume": resume, "stop": stop, "dry_run": dry_run}
-        for event in run(requested(model, data, options, **asked), Outcome()):
+    with (
+        signal_watch() as watch,
+        ConsoleReport(console, options.training.logging_steps) as report,
+        EncodingProgress(Console(stderr=True)) as progress,
+    ):
+        asked = {"output_dir": output_dir, "resume": resume, "dry_run": dry_run}
+        request = requested(model, data, options, **asked, stop=watch.stopped_by, progress=progress)
+        for event in run(request, Outcome()):
+            if isinstance(event, DataReady):
+                watch.patient = True
             report.show(event)
             if json:
                 _print_json(as_dict(event))
@@ -137,12 +142,16 @@ def evaluate(
         template: How conversations become text; without it as the adapter was trained.
         json: Print one JSON object on one line.
     """
+    from rich.console import Console
+
     from gguflora.data import load_examples
+    from gguflora.report import EncodingProgress
     from gguflora.run.dataset import BAD_RECORD
     from gguflora.run.measure import measure
 
     bad_records: list[str] = []
-    result = measure(model, load_examples(data, reading, bad_records.append), lora, scale, template)
+    with EncodingProgress(Console(stderr=True)) as progress:
+        result = measure(model, load_examples(data, reading, bad_records.append), lora, scale, template, progress)
     if bad_records:
         result["skipped"][BAD_RECORD] = len(bad_records)
     if json:
@@ -312,8 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `gguflora ... | head`: the reader has gone, there is no one left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        code = _fail("interrupted.", 128 + signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        code = _fail("interrupted.", 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except Exception as error:
         code = _bug(error)
     sys.exit(code if isinstance(code, int) else 0)
@@ -400,20 +409,3 @@ def _text_to_tokenize(text: str | None, file: Path | None) -> str:
         raise DataError(f"{file} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong.") from error
-
-
-@contextlib.contextmanager
-def _signal_watch() -> Iterator[Callable[[], str | None]]:
-    """Remember the first signal that asks for an end; a second one ends the process at once."""
-    received: list[str] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        received.append(signal.Signals(number).name)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

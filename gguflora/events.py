@@ -6,6 +6,7 @@ Losses are mean negative log-likelihoods per trained token, in nats; times are s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -255,6 +256,13 @@ Event = (
     | Answer
     | Finished
 )
+
+Progress = Callable[[int, int], None]
+"""Told while examples become tokens: how many are done, and of how many. No event: nothing came of it yet."""
+
+
+def unseen(done: int, total: int) -> None:
+    """Progress that nobody looks at."""
 
 
 def as_dict(event: Event) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from gguflora.run_options import Data, Flat, RunOptions, requested
+from gguflora.signals import signal_watch
 
 
 def plan(
@@ -31,11 +32,15 @@ def plan(
         no_time: Do not load the weights and train these steps.
         json: Print one JSON object on one line.
     """
+    from rich.console import Console
+
+    from gguflora.report import EncodingProgress
     from gguflora.report.planned import as_json, lines_of
     from gguflora.run.planning import plan_run
 
-    steps = 0 if no_time else time_steps
-    facts = plan_run(requested(model, data, options, output_dir=None), steps if data else 0)
+    steps = time_steps if data and not no_time else 0
+    with signal_watch(), EncodingProgress(Console(stderr=True)) as progress:
+        facts = plan_run(requested(model, data, options, output_dir=None, progress=progress), steps)
     if json:
         print(json_text.dumps(as_json(facts)), flush=True)
     else:

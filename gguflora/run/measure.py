@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from gguflora.config import TemplateConfig
-from gguflora.data import Example, prepare
+from gguflora.config import DataConfig, TemplateConfig
+from gguflora.data import Example, catalogue_of
 from gguflora.errors import UsageError
+from gguflora.events import Progress, unseen
 from gguflora.gguf import Adapter, check_fits, read_adapter
 from gguflora.kernels.operations import choose_operations
 from gguflora.model import Decoder, Workspace, from_adapter, load_decoder, with_pairs
 from gguflora.run.opening import Base, open_base
 from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.run.template import with_adapters_setting
+from gguflora.run.tokens import Encoding, Part, prepared
 from gguflora.train import Method, evaluate
 
 MICRO_BATCH_TOKENS = 2048
@@ -32,10 +35,17 @@ def measure(
     lora: Path | None,
     scale: float,
     config: TemplateConfig = TemplateConfig(),  # noqa: B008 (frozen)
+    progress: Progress = unseen,
 ) -> dict[str, Any]:
     """The mean nll of the trained tokens of `examples`.
 
-    The template and its options are those of `config`; where it has none, those that the adapter was trained with.
+    Args:
+        model: GGUF file.
+        examples: to measure on.
+        lora: an adapter to put on the model.
+        scale: factor of its strength.
+        config: the template and its options; where it has none, those that the adapter was trained with.
+        progress: told how far encoding is.
 
     Returns:
         nll, tokens (how many), perplexity, examples; and model, lora, scale, skipped.
@@ -49,12 +59,14 @@ def measure(
     base = open_base(model, config)
     if base.template.notice:
         _log.warning("%s", base.template.notice)
-    prepared = prepare(examples, base.tokenizer, base.template, base.spec.context_length)
+    whole = Part(examples, catalogue_of(examples), np.ones(len(examples), np.bool_))
+    options = DataConfig(max_length=base.spec.context_length, token_cache="off")
+    measured_on = prepared(base, whole, options, Encoding(progress=progress))
     set_threads(None)
     bound_product_caches()
     measured = evaluate(
         _decoder(base, lora, adapter, scale),
-        prepared.encoded,
+        measured_on.encoded,
         MICRO_BATCH_TOKENS,
         Method(Workspace(MICRO_BATCH_TOKENS, choose_operations(torch.float32, "auto")[0])),
     )
@@ -62,11 +74,11 @@ def measure(
         "nll": measured.nll,
         "tokens": measured.tokens,
         "perplexity": math.exp(min(measured.nll, 700.0)),  # the largest that a float can hold
-        "examples": len(prepared.encoded),
+        "examples": len(measured_on.encoded),
         "model": str(model),
         "lora": str(lora) if lora else None,
         "scale": scale if lora else None,
-        "skipped": {reason: len(sources) for reason, sources in prepared.skipped.items()},
+        "skipped": {reason: len(sources) for reason, sources in measured_on.skipped.items()},
     }
 
 

@@ -20,6 +20,7 @@ from gguflora.run.machine import memory, reach, taken
 from gguflora.run.memory_plan import Load, load_of, ranks_of, row_tokens
 from gguflora.run.opening import Base, model_loaded, open_base
 from gguflora.run.setting import bound_product_caches, set_threads
+from gguflora.run.tokens import Encoding
 from gguflora.run.training import Request, loaded, make_job
 from gguflora.train import Job, State, new_state, train
 
@@ -40,7 +41,8 @@ def plan_run(request: Request, steps: int) -> PlanFacts:
     lora, pairs = initial_pairs(base, request.lora, request.training.seed, request.init_adapter)
     dataset = None
     if request.examples:
-        dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed)
+        how, seed = Encoding(request.training.threads, request.progress), request.training.seed
+        dataset = make_dataset(base, request.examples, request.validation, request.data, seed, how)
     load = _load(request, base.spec, dataset, pairs)
     bound_product_caches()
     choices = choose(request.compute, base.gguf, base.spec, load, set_threads(request.training.threads))

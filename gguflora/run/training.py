@@ -20,7 +20,7 @@ from gguflora import llamacpp
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
 from gguflora.data import Encoded, Example
 from gguflora.errors import GgufloraError, MachineError
-from gguflora.events import Event, Finished, MemoryPlanned, Planned, Warned
+from gguflora.events import Event, Finished, MemoryPlanned, Planned, Progress, Warned, unseen
 from gguflora.gguf import ChatSetting
 from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pairs
 from gguflora.report import append_metrics, keep_metrics_until
@@ -34,6 +34,7 @@ from gguflora.run.opening import Base, model_loaded, open_base
 from gguflora.run.setting import bound_product_caches, environment, set_threads
 from gguflora.run.start import Start, resumed_start
 from gguflora.run.template import chat_setting
+from gguflora.run.tokens import Encoding
 from gguflora.run.verify import answers, verify
 from gguflora.train import Checkpoints, Job, State, first_batch, new_state, summary, train
 from gguflora.train.room import is_out_of_memory
@@ -53,6 +54,7 @@ class Request:
         init_adapter: an adapter to go on from; its rank, alpha and tensors are taken.
         dry_run: show plan, data and the first batch, then end; nothing is written.
         bad_records: what was said about records that were left out when the examples were read.
+        progress: told how far encoding is.
     """
 
     model: Path
@@ -69,6 +71,7 @@ class Request:
     init_adapter: Path | None = None
     dry_run: bool = False
     bad_records: Sequence[str] = ()
+    progress: Progress = unseen
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,8 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     lora, pairs = initial_pairs(base, request.lora, request.training.seed, request.init_adapter)
     opened = model_loaded(base)
     yield opened
-    dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed)
+    encoding = Encoding(request.training.threads, request.progress)
+    dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed, encoding)
     about_data = _about_data(request, base, dataset)
     yield from about_data
     old = read_record(folder) if folder and request.resume else None
