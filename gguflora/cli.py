@@ -102,13 +102,13 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
     """
     from rich.console import Console
 
-    from gguflora.data import open_examples
+    from gguflora.data import Named, open_examples
     from gguflora.events import Finished, as_dict
     from gguflora.report import ConsoleReport
     from gguflora.run.template import own_options, serve_options
     from gguflora.run.training import Outcome, Request, run
 
-    bad_records: list[str] = []
+    bad_records = Named()
     examples = open_examples(data, reading, bad_records.append)
     measured, others = replace(reading, source_weight=()), data_config.validation
     validation = open_examples(others, measured, bad_records.append) if others else None
@@ -165,14 +165,14 @@ def evaluate(
         template: How conversations become text; without it as the adapter was trained.
         json: Print one JSON object on one line.
     """
-    from gguflora.data import load_examples
+    from gguflora.data import Named, open_examples
     from gguflora.run.dataset import BAD_RECORD
     from gguflora.run.measure import measure
 
-    bad_records: list[str] = []
-    result = measure(model, load_examples(data, reading, bad_records.append), lora, scale, template)
-    if bad_records:
-        result["skipped"][BAD_RECORD] = len(bad_records)
+    bad_records = Named()
+    result = measure(model, open_examples(data, reading, bad_records.append), lora, scale, template)
+    if bad_records.count:
+        result["skipped"][BAD_RECORD] = bad_records.count
     if json:
         _print_json(result)
     else:

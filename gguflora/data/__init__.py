@@ -15,6 +15,7 @@ from gguflora.data.formats import (
     save_jsonl,
 )
 from gguflora.data.labels import encode_example
+from gguflora.data.named import Named, joined
 from gguflora.data.order import permutation, step_indices, steps_per_epoch
 from gguflora.data.packing import MicroBatch, best_fit, pack, packed
 from gguflora.data.preparation import Account, Prepared, encode_all, filter_by_length, prepare, prepare_one
@@ -43,6 +44,7 @@ __all__ = [
     "Example",
     "Message",
     "MicroBatch",
+    "Named",
     "Prepared",
     "StepPlan",
     "StreamedExamples",
@@ -57,6 +59,7 @@ __all__ = [
     "filter_by_length",
     "id_of",
     "iterate_examples",
+    "joined",
     "lengths_of",
     "load_alpaca",
     "load_conversations",

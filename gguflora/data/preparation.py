@@ -10,6 +10,7 @@ from gguflora.data.answers import opening
 from gguflora.data.encoded import Encoded
 from gguflora.data.example import Completion, Conversation, Example
 from gguflora.data.labels import encode_example
+from gguflora.data.named import Named
 from gguflora.data.overlong import fit
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
@@ -40,22 +41,22 @@ class Prepared:
     """
 
     encoded: Sequence[Encoded]
-    skipped: Mapping[str, tuple[str, ...]]
-    altered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    endless: tuple[str, ...] = ()
+    skipped: Mapping[str, Named]
+    altered: Mapping[str, Named] = field(default_factory=dict)
+    endless: Named = field(default_factory=Named)
 
 
 @dataclass
 class Account:
     """What has become of the examples that were encoded so far, as `Prepared` has it."""
 
-    skipped: dict[str, list[str]] = field(default_factory=dict)
-    altered: dict[str, list[str]] = field(default_factory=dict)
-    endless: list[str] = field(default_factory=list)
+    skipped: dict[str, Named] = field(default_factory=dict)
+    altered: dict[str, Named] = field(default_factory=dict)
+    endless: Named = field(default_factory=Named)
 
     def about(self, encoded: Sequence[Encoded]) -> Prepared:
         """The account of what was encoded."""
-        return Prepared(encoded, _frozen(self.skipped), _frozen(self.altered), tuple(self.endless))
+        return Prepared(encoded, self.skipped, self.altered, self.endless)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def prepare(
     *,
     train_on: TrainOn = "all",
     overlong: Overlong = "drop",
+    overlap: int = 1,
 ) -> Prepared:
     """Encode examples, leaving out those of weight 0 or without an answer, and what `overlong` says of long ones.
 
@@ -87,13 +89,16 @@ def prepare(
         max_length: most tokens of an example, template included.
         train_on: which tokens of an example are trained.
         overlong: what becomes of examples of more than max_length tokens.
+        overlap: tokens that each window of a split one repeats as context, from 1 to max_length - 1.
 
     Raises:
         DataError: an example can't be encoded, or none is left.
     """
     account = Account()
     encoded = tuple(
-        encode_all(examples, tokenizer, template, max_length, account, train_on=train_on, overlong=overlong)
+        encode_all(
+            examples, tokenizer, template, max_length, account, train_on=train_on, overlong=overlong, overlap=overlap
+        )
     )
     return account.about(encoded)
 
@@ -107,6 +112,7 @@ def encode_all(
     *,
     train_on: TrainOn = "all",
     overlong: Overlong = "drop",
+    overlap: int = 1,
 ) -> Iterator[Encoded]:
     """As `prepare`, one at a time; what becomes of each is written into `account`, which is complete at the end.
 
@@ -117,11 +123,11 @@ def encode_all(
     empty = True
     for number, example in enumerate(examples, 1):
         named = example if example.source else replace(example, source=f"example {number}")
-        one = prepare_one(named, tokenizer, template, max_length, train_on=train_on, overlong=overlong)
+        one = prepare_one(named, tokenizer, template, max_length, train_on=train_on, overlong=overlong, overlap=overlap)
         if one.skipped:
-            account.skipped.setdefault(one.skipped, []).append(named.source)
+            account.skipped.setdefault(one.skipped, Named()).append(named.source)
         for what in one.altered:
-            account.altered.setdefault(what, []).append(named.source)
+            account.altered.setdefault(what, Named()).append(named.source)
         for piece in one.pieces:
             empty = False
             if endings.isdisjoint(piece.labels.tolist()):
@@ -139,6 +145,7 @@ def prepare_one(
     *,
     train_on: TrainOn = "all",
     overlong: Overlong = "drop",
+    overlap: int = 1,
 ) -> PreparedOne:
     """As `prepare`, for one example; where it teaches nothing there are no pieces, but the reason.
 
@@ -149,7 +156,7 @@ def prepare_one(
     if reason:
         return PreparedOne((), reason)
     whole = encode_example(example, tokenizer, template, train_on)
-    pieces = fit(whole, max_length, overlong, len(opening(tokenizer.vocabulary)))
+    pieces = fit(whole, max_length, overlong, len(opening(tokenizer.vocabulary)), overlap)
     if not pieces:
         return PreparedOne((), TOO_LONG if overlong == "drop" else CUT_AWAY)
     altered = {
@@ -190,15 +197,11 @@ def _empty_answers(example: Example) -> list[bool]:
             return [not completion.strip()]
 
 
-def _frozen(sources: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    return {reason: tuple(of_reason) for reason, of_reason in sources.items()}
-
-
-def _nothing_left(skipped: Mapping[str, Sequence[str]], max_length: int) -> str:
+def _nothing_left(skipped: Mapping[str, Named], max_length: int) -> str:
     if not skipped:
         return "There is no example to train; give at least one."
-    counts = ", ".join(f"{len(sources)} {reason}" for reason, sources in skipped.items())
-    [first, *_] = [source for sources in skipped.values() for source in sources]
+    counts = ", ".join(f"{sources.count} {reason}" for reason, sources in skipped.items())
+    [first, *_] = [source for sources in skipped.values() for source in sources.first]
     long = TOO_LONG in skipped or CUT_AWAY in skipped
     raised = f" or raise max_length above {max_length}" if long else ""
     return f"No example is left to train ({counts}; the first is {first}); correct the data{raised}."

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gguflora.config import TemplateConfig
-from gguflora.data import Example, prepare
+from gguflora.config import DataConfig, TemplateConfig
+from gguflora.data import Example
 from gguflora.errors import UsageError
 from gguflora.gguf import Adapter, check_fits, read_adapter
 from gguflora.kernels.operations import choose_operations
@@ -19,6 +19,7 @@ from gguflora.model import Decoder, Workspace, from_adapter, load_decoder, with_
 from gguflora.run.opening import Base, open_base
 from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.run.template import with_adapters_setting
+from gguflora.run.tokens import Part, prepared
 from gguflora.train import Method, evaluate
 
 MICRO_BATCH_TOKENS = 2048
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 def measure(
     model: Path,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     lora: Path | None,
     scale: float,
     config: TemplateConfig = TemplateConfig(),  # noqa: B008 (frozen)
@@ -36,6 +37,7 @@ def measure(
     """The mean nll of the trained tokens of `examples`.
 
     The template and its options are those of `config`; where it has none, those that the adapter was trained with.
+    Examples are gone through twice and not held, as in training; the tokens of large data are not kept.
 
     Returns:
         nll, tokens (how many), perplexity, examples; and model, lora, scale, skipped.
@@ -49,12 +51,13 @@ def measure(
     base = open_base(model, config)
     if base.template.notice:
         _log.warning("%s", base.template.notice)
-    prepared = prepare(examples, base.tokenizer, base.template, base.spec.context_length)
+    whole = DataConfig(max_length=base.spec.context_length, token_cache="off")
+    measured_on = prepared(base, Part.whole(examples), whole)
     set_threads(None)
     bound_product_caches()
     measured = evaluate(
         _decoder(base, lora, adapter, scale),
-        prepared.encoded,
+        measured_on.encoded,
         MICRO_BATCH_TOKENS,
         Method(Workspace(MICRO_BATCH_TOKENS, choose_operations(torch.float32, "auto")[0])),
     )
@@ -62,11 +65,11 @@ def measure(
         "nll": measured.nll,
         "tokens": measured.tokens,
         "perplexity": math.exp(min(measured.nll, 700.0)),  # the largest that a float can hold
-        "examples": len(prepared.encoded),
+        "examples": len(measured_on.encoded),
         "model": str(model),
         "lora": str(lora) if lora else None,
         "scale": scale if lora else None,
-        "skipped": {reason: len(sources) for reason, sources in prepared.skipped.items()},
+        "skipped": {reason: sources.count for reason, sources in measured_on.skipped.items()},
     }
 
 

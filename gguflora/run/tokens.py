@@ -29,7 +29,9 @@ from gguflora.data import (
     Account,
     Catalogue,
     Example,
+    Named,
     Prepared,
+    catalogue_of,
     encode_all,
     id_of,
     map_store,
@@ -63,6 +65,12 @@ class Part:
     examples: Iterable[Example]
     known: Catalogue
     wanted: npt.NDArray[np.bool_]
+
+    @classmethod
+    def whole(cls, examples: Iterable[Example]) -> Part:
+        """All of `examples`, which are gone through once."""
+        known = catalogue_of(examples)
+        return cls(examples, known, np.ones(len(known.conversations), np.bool_))
 
     def __len__(self) -> int:
         return int(self.wanted.sum())
@@ -149,6 +157,7 @@ def _encoded(base: Base, part: Part, config: DataConfig, account: Account) -> It
         account,
         train_on=config.train_on,
         overlong=config.overlong,
+        overlap=config.overlap,
     )
 
 
@@ -156,12 +165,21 @@ def _notes(account: Account) -> bytes:
     return json.dumps(asdict(account)).encode()
 
 
+def _noted(notes: bytes) -> Account:
+    """The account that `_notes` wrote."""
+    found = json.loads(notes)
+    skipped, altered = (
+        {reason: Named(**named) for reason, named in found[group].items()} for group in ("skipped", "altered")
+    )
+    return Account(skipped, altered, Named(**found["endless"]))
+
+
 def _used(path: Path) -> Prepared:
     """What a file holds; it becomes the last to be removed."""
     store = open_store(path)
     with contextlib.suppress(OSError):  # a cache that can only be read is one too
         os.utime(path)
-    return Account(**json.loads(store.notes)).about(store)
+    return _noted(store.notes).about(store)
 
 
 def _key(base: Base, part: Part, config: DataConfig) -> str:
@@ -170,7 +188,7 @@ def _key(base: Base, part: Part, config: DataConfig) -> str:
     settings = {
         "tokenizer": base.identity.tokenizer,
         "template": _template(base),
-        "options": [config.max_length, config.overlong, config.train_on],
+        "options": [config.max_length, config.overlong, config.overlap, config.train_on],
         "code": _code(),
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 
 from gguflora import llamacpp
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
-from gguflora.data import Encoded, Example, lengths_of
+from gguflora.data import Encoded, Example, Named, lengths_of
 from gguflora.errors import GgufloraError
 from gguflora.events import Event, Finished, MemoryPlanned, Planned, Warned
 from gguflora.gguf import ChatSetting
@@ -66,7 +66,7 @@ class Request:
     stop: Callable[[], str | None] = lambda: None
     init_adapter: Path | None = None
     dry_run: bool = False
-    bad_records: Sequence[str] = ()
+    bad_records: Named = field(default_factory=Named)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 
 from gguflora.config import Overlong, TrainOn
 from gguflora.data.example import Completion, Example
+from gguflora.data.named import Named
 from gguflora.data.preparation import LOST_ANSWERS, LOST_REASONING, filter_by_length, prepare
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
@@ -29,17 +30,17 @@ def test_what_cannot_teach_is_left_out_and_counted_by_source(tokenizer: Tokenize
     prepared = prepare(examples, tokenizer, template, max_length=50)
     assert [(one.source, one.weight) for one in prepared.encoded] == [("example 1", 1.0), ("example 7", 2.0)]
     assert prepared.skipped == {
-        "weight 0": ("x.jsonl:2",),
-        "empty answer": ("example 3", "example 4"),
-        "no message of the assistant": ("example 5",),
-        "longer than max_length": ("example 6",),
+        "weight 0": Named(1, ["x.jsonl:2"]),
+        "empty answer": Named(2, ["example 3", "example 4"]),
+        "no message of the assistant": Named(1, ["example 5"]),
+        "longer than max_length": Named(1, ["example 6"]),
     }
 
 
 def test_an_empty_answer_among_others_leaves_the_example_out(tokenizer: Tokenizer, template: ChatTemplate):
     turns = [("user", "a"), ("assistant", ""), ("user", "b"), ("assistant", "c")]
     example = Example.messages([{"role": role, "content": content} for role, content in turns])
-    assert prepare([THREE, example], tokenizer, template, 99).skipped == {"empty answer": ("example 2",)}
+    assert prepare([THREE, example], tokenizer, template, 99).skipped == {"empty answer": Named(1, ["example 2"])}
 
 
 CHATML = (
@@ -56,11 +57,11 @@ def test_what_is_not_trained_as_it_stands_is_counted_by_source(tokenizer: Tokeni
     plain = Example.messages([QUESTION, ANSWER] * 2)
     drops = Example.messages([QUESTION, thinking] * 2)
     prepared = prepare([plain, drops], tokenizer, ChatTemplate(CHATML), 99)
-    assert prepared.altered == {LOST_ANSWERS: ("example 2",)}
+    assert prepared.altered == {LOST_ANSWERS: Named(1, ["example 2"])}
     first, second = (one.labels[one.labels >= 0].tolist() for one in prepared.encoded)
     assert tokenizer.decode(first) == "b<|im_end|>b<|im_end|>"
     assert tokenizer.decode(second) == "<think>hm</think>b<|im_end|>"
-    assert prepare([plain, drops], tokenizer, template, 199).altered == {LOST_REASONING: ("example 2",)}
+    assert prepare([plain, drops], tokenizer, template, 199).altered == {LOST_REASONING: Named(1, ["example 2"])}
 
 
 @pytest.mark.parametrize(
@@ -77,15 +78,34 @@ def test_a_longer_example_is_cut_or_split_and_counted(
     """9 tokens in windows of 4, each beginning with the last of the one before: 4, 3 and 2 of their own."""
     nine = Example.completion("a", " b" * 7)
     prepared = prepare([THREE, nine], tokenizer, template, 4, overlong=overlong)
-    assert (prepared.altered, prepared.skipped) == ({what: ("example 2",)}, {})
+    assert (prepared.altered, prepared.skipped) == ({what: Named(1, ["example 2"])}, {})
     assert len(prepared.encoded) == 1 + pieces
-    assert len(prepared.endless) == endless
+    assert prepared.endless.count == len(prepared.endless.first) == endless
+
+
+def test_windows_have_as_much_context_as_asked_for(tokenizer: Tokenizer, template: ChatTemplate):
+    """9 tokens in windows of 4 that begin with 2 of the one before: 4, then 2 of their own each, the last 1."""
+    nine = Example.completion("a", " b" * 7)
+    prepared = prepare([nine], tokenizer, template, 4, overlong="split", overlap=2)
+    assert [int((one.labels >= 0).sum()) for one in prepared.encoded] == [3, 2, 2, 1]
+
+
+def test_of_many_sources_the_first_are_named_and_all_are_counted(
+    tokenizer: Tokenizer, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+):
+    """Skipped, cut and endless ones alike: nothing grows with the data but numbers."""
+    monkeypatch.setattr("gguflora.data.named.MOST_NAMED", 2)
+    long, empty = Example.completion("a", " b" * 7), Example.completion("a", "")
+    prepared = prepare([THREE, *[long, empty] * 50], tokenizer, template, 4, overlong="truncate-right")
+    assert prepared.skipped == {"empty answer": Named(50, ["example 3", "example 5"])}
+    assert list(prepared.altered.values()) == [Named(50, ["example 2", "example 4"])]
+    assert prepared.endless == Named(50, ["example 2", "example 4"])
 
 
 def test_what_a_cut_leaves_nothing_trained_of_is_skipped(tokenizer: Tokenizer, template: ChatTemplate):
     example = Example.completion("a " * 9, "b")
     assert prepare([THREE, example], tokenizer, template, 4, overlong="truncate-right").skipped == {
-        "longer than max_length, and nothing trained is left of it": ("example 2",)
+        "longer than max_length, and nothing trained is left of it": Named(1, ["example 2"])
     }
 
 
