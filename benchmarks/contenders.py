@@ -17,11 +17,11 @@ from benchmarks.flops import step_flops
 from benchmarks.phases import Clock, of_gguflora
 from benchmarks.turns import Answer, peak_bytes, serve
 from benchmarks.workload import CONFIG, RANK, SCALE, Kind, Workload, fresh_pairs, open_workload, step_examples
-from gguflora.config import ComputeConfig
 from gguflora.data import Encoded
 from gguflora.events import Event, StepDone
 from gguflora.kernels.operations import choose_operations
 from gguflora.model import Workspace, load_decoder, with_pairs
+from gguflora.run.fitting import ROWS
 from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.train import Job, new_state, train
 
@@ -83,7 +83,7 @@ def gguflora_step(contender: Contender, workload: Workload, clock: Clock) -> Ste
     of_gguflora(clock)
     base = workload.base
     decoder = load_decoder(base.gguf, base.spec, getattr(torch, contender.dtype), contender.packed)
-    limit = ComputeConfig().micro_batch_tokens
+    limit = ROWS[0]
     work = Workspace(limit, choose_operations(decoder.dtype, contender.kernels)[0])
     running: Iterator[Event] = iter(())
 

@@ -22,12 +22,12 @@ from matplotlib import pyplot
 from benchmarks.flops import layer_shapes, step_flops
 from benchmarks.gemm import rates
 from benchmarks.workload import CONFIG, RANK, SCALE, Workload, fresh_pairs, gemma3, smollm2
-from gguflora.config import ComputeConfig
 from gguflora.data import Encoded
 from gguflora.events import StepDone
 from gguflora.kernels import choose_dtype
 from gguflora.kernels.operations import choose_operations
 from gguflora.model import Decoder, Workspace, load_decoder, with_pairs
+from gguflora.run.fitting import ROWS
 from gguflora.run.opening import Base, open_base
 from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.train import Job, new_state, train
@@ -144,7 +144,7 @@ def _seconds(model: Loaded, documents: list[Encoded], rank: int) -> list[float]:
     """Of each step but the first."""
     config = replace(CONFIG, batch_size=len(documents), epochs=STEPS)
     pairs = fresh_pairs(Workload(model.base, tuple(documents), config), rank)
-    tokens = ComputeConfig().micro_batch_tokens
+    tokens = ROWS[0]
     work = Workspace(tokens, choose_operations(model.decoder.dtype, "auto")[0])
     job = Job(with_pairs(model.decoder, pairs, SCALE), documents, [], config, work)
     times = [time.perf_counter()]

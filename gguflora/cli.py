@@ -6,7 +6,6 @@ inside it, so that `tokenize` and `--help` start at once.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import io
 import json
@@ -17,11 +16,10 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import (
     App,
@@ -34,12 +32,12 @@ from cyclopts import (
     convert,
 )
 
-from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TemplateConfig, TrainingConfig
-from gguflora.data_commands import Data, Flat, data_app
+from gguflora.config import ReadConfig, TemplateConfig
+from gguflora.data_commands import data_app
 from gguflora.errors import DataError, GgufloraError, UsageError
-
-if TYPE_CHECKING:
-    from types import FrameType
+from gguflora.plan_command import plan
+from gguflora.run_options import Data, Flat, RunOptions, requested
+from gguflora.signals import signal_watch
 
 
 def _exact(type_: Any, tokens: Sequence[Token]) -> Any:
@@ -58,23 +56,18 @@ app = App(
     version=lambda: version("gguflora"),
     help_format="plaintext",
     default_parameter=Parameter(negative=(), converter=_exact),
+    suppress_keyboard_interrupt=False,  # main says what becomes of it
 )
 
 
 @app.command
-def train(  # noqa: PLR0913 (one parameter for each group of options)
+def train(
     model: Path,
     data: Annotated[list[str], Data],
     /,
     *,
     output_dir: Path,
-    lora: Annotated[LoraConfig, Flat] = LoraConfig(),  # noqa: B008 (frozen)
-    reading: Annotated[ReadConfig, Flat] = ReadConfig(),  # noqa: B008 (frozen)
-    data_config: Annotated[DataConfig, Flat] = DataConfig(),  # noqa: B008 (frozen)
-    template: Annotated[TemplateConfig, Flat] = TemplateConfig(),  # noqa: B008 (frozen)
-    training: Annotated[TrainingConfig, Flat] = TrainingConfig(),  # noqa: B008 (frozen)
-    compute: Annotated[ComputeConfig, Flat] = ComputeConfig(),  # noqa: B008 (frozen)
-    init_adapter: Path | None = None,
+    options: Annotated[RunOptions, Flat] = RunOptions(),  # noqa: B008 (frozen)
     resume: bool = False,
     dry_run: bool = False,
     json: bool = False,
@@ -89,57 +82,41 @@ def train(  # noqa: PLR0913 (one parameter for each group of options)
         data: Dataset files (JSON, JSONL, CSV, TSV, text, Parquet; .gz and .zst too), folders, patterns or addresses;
             - is standard input. docs/data.md shows what each may hold.
         output_dir: Folder for the adapter, checkpoints and metrics; must be new or empty.
-        lora: What the adapter is.
-        reading: How records become examples.
-        data_config: Which examples are trained.
-        template: How conversations become text.
-        training: How it is trained.
-        compute: How the machine is used.
-        init_adapter: Adapter to go on from; its rank, alpha and tensors are taken.
+        options: What decides the run.
         resume: Go on from the newest state saved in the output folder.
         dry_run: Show the plan, the data and the first batch, then end; nothing is trained or written.
         json: Print one event a line on stdout as JSON; text goes to stderr.
     """
     from rich.console import Console
 
-    from gguflora.data import Named, open_examples
-    from gguflora.events import Finished, as_dict
-    from gguflora.report import ConsoleReport
+    from gguflora.events import DataReady, Finished, as_dict
+    from gguflora.report import ConsoleReport, EncodingProgress
     from gguflora.run.template import own_options, serve_options
-    from gguflora.run.training import Outcome, Request, run
+    from gguflora.run.training import Outcome, run
 
-    bad_records = Named()
-    examples = open_examples(data, reading, bad_records.append)
-    measured, others = replace(reading, source_weight=()), data_config.validation
-    validation = open_examples(others, measured, bad_records.append) if others else None
     console = Console(stderr=json, highlight=False)
     stopped_by = None
-    with _signal_watch() as stop, ConsoleReport(console, training.logging_steps) as report:
-        request = Request(
-            model=model,
-            examples=examples,
-            validation=validation,
-            lora=lora,
-            data=data_config,
-            template=template,
-            training=training,
-            compute=compute,
-            output_dir=output_dir,
-            resume=resume,
-            stop=stop,
-            init_adapter=init_adapter,
-            dry_run=dry_run,
-            bad_records=bad_records,
-        )
+    with (
+        signal_watch() as watch,
+        ConsoleReport(console, options.training.logging_steps) as report,
+        EncodingProgress(Console(stderr=True)) as progress,
+    ):
+        asked = {"output_dir": output_dir, "resume": resume, "dry_run": dry_run}
+        request = requested(model, data, options, **asked, stop=watch.stopped_by, progress=progress)
         for event in run(request, Outcome()):
+            if isinstance(event, DataReady):
+                watch.patient = True
             report.show(event)
             if json:
                 _print_json(as_dict(event))
             if isinstance(event, Finished):
                 stopped_by = event.stopped_by
-                named, options = [*data, *reading.arguments], (serve_options(template), own_options(template))
-                report.next_steps(model, named, event, serve=options[0], own=options[1])
+                named, template = [*data, *options.reading.arguments], options.template
+                report.next_steps(model, named, event, serve=serve_options(template), own=own_options(template))
     return 128 + signal.Signals[stopped_by] if stopped_by else 0
+
+
+app.command(plan)
 
 
 @app.command(name="eval")
@@ -165,12 +142,16 @@ def evaluate(
         template: How conversations become text; without it as the adapter was trained.
         json: Print one JSON object on one line.
     """
+    from rich.console import Console
+
     from gguflora.data import Named, open_examples
+    from gguflora.report import EncodingProgress
     from gguflora.run.dataset import BAD_RECORD
     from gguflora.run.measure import measure
 
     bad_records = Named()
-    result = measure(model, open_examples(data, reading, bad_records.append), lora, scale, template)
+    with EncodingProgress(Console(stderr=True)) as progress:
+        result = measure(model, open_examples(data, reading, bad_records.append), lora, scale, template, progress)
     if bad_records.count:
         result["skipped"][BAD_RECORD] = bad_records.count
     if json:
@@ -340,8 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # `gguflora ... | head`: the reader has gone, there is no one left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
-    except KeyboardInterrupt:
-        code = _fail("interrupted.", 128 + signal.SIGINT)
+    except KeyboardInterrupt as interrupt:
+        code = _fail("interrupted.", 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT))
     except Exception as error:
         code = _bug(error)
     sys.exit(code if isinstance(code, int) else 0)
@@ -379,7 +360,7 @@ def _refuse_unknown_options(arguments: Sequence[str]) -> None:
     After a lone -- everything is text. So is what only begins with a hyphen, such as "-5" or "--- title".
     """
     command, *rest = [*arguments, "", "--"]
-    if command not in ("train", "eval", "generate", "tokenize", "render"):
+    if command not in ("train", "plan", "eval", "generate", "tokenize", "render"):
         return
     known = app[command].assemble_argument_collection(default_parameter=app.default_parameter)
     names = [name for argument in known for name in argument.names]
@@ -428,20 +409,3 @@ def _text_to_tokenize(text: str | None, file: Path | None) -> str:
         raise DataError(f"{file} can't be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file or 'standard input'} is not UTF-8 text: byte {error.start} is wrong.") from error
-
-
-@contextlib.contextmanager
-def _signal_watch() -> Iterator[Callable[[], str | None]]:
-    """Remember the first signal that asks for an end; a second one ends the process at once."""
-    received: list[str] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        received.append(signal.Signals(number).name)
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

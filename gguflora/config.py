@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,6 +21,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Weights = Literal["auto", "packed", "resident"]
 Switch = Literal["on", "off"]
+Choice = Literal["auto", "on", "off"]
 Kernels = Literal["auto", "torch", "reference"]
 TrainOn = Literal["all", "last", "everything"]
 Overlong = Literal["drop", "truncate-left", "truncate-right", "split"]
@@ -44,6 +46,23 @@ def _whole(name: str, value: int | None) -> None:
 def _at_least(name: str, value: float | None, least: float) -> None:
     if value is not None:
         _require(math.isfinite(value) and value >= least, f"{name} must be at least {least}, not {value}.")
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+) ?([kmgt]i?b|b)?", re.IGNORECASE | re.ASCII)
+_UNITS = {"b": 1} | {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+
+
+def bytes_of(text: str) -> int:
+    """Bytes of a size as people write it, such as 1.5GB (10^9 bytes), 900 MiB (2^20) or 800000000; capitals are free.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    return int(float(match[1]) * _UNITS[(match[2] or "b").lower()])
 
 
 def _one_of(name: str, value: str, allowed: Any) -> None:
@@ -330,14 +349,17 @@ class ComputeConfig:
     weights: Weights = "auto"
     """packed keeps the file's blocks and unpacks them at each use; resident unpacks once, faster and larger."""
 
-    micro_batch_tokens: int = 2048
-    """Most tokens computed at once; a longer example is computed alone."""
+    micro_batch_tokens: int | None = None
+    """Most tokens computed at once; a longer example is computed alone. Without it 2048; less where memory is short."""
 
     packing: Switch = "on"
     """Several examples in one row, without padding and without seeing each other; off computes each alone."""
 
-    recompute: Switch = "off"
-    """Compute layers again in the backward instead of keeping what they need: slower, less memory."""
+    recompute: Choice = "auto"
+    """on computes layers again in the backward, auto where memory is short, instead of keeping what they need."""
+
+    memory: str | None = None
+    """Most memory to take, such as 1.5GB or 900MiB: rows, weights and recompute are chosen to fit, if left open."""
 
     kernels: Kernels = "auto"
     """auto compiles what lies between the matrix products, where it can (Linux); torch uses its operations for that;
@@ -349,7 +371,7 @@ class ComputeConfig:
             ("dtype", Dtype),
             ("weights", Weights),
             ("packing", Switch),
-            ("recompute", Switch),
+            ("recompute", Choice),
             ("kernels", Kernels),
         ):
             _one_of(f"--{name}", getattr(self, name), allowed)
@@ -357,3 +379,18 @@ class ComputeConfig:
             not (self.kernels == "reference" and self.recompute == "on"),
             "--recompute on does not go with --kernels reference, which keeps what autograd keeps.",
         )
+        if self.memory is not None:
+            _require(self.kernels != "reference", "--memory does not go with --kernels reference, which has no plan.")
+            _require(_is_size(self.memory), f"--memory must be a size such as 1.5GB or 900MiB, not {self.memory!r}.")
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """What `memory` says, in bytes."""
+        return None if self.memory is None else bytes_of(self.memory)
+
+
+def _is_size(text: str) -> bool:
+    try:
+        return bytes_of(text) > 0
+    except ValueError:
+        return False

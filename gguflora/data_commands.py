@@ -8,12 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 
 from gguflora.config import DataConfig, ReadConfig, TemplateConfig, TrainingConfig
-
-Flat = Parameter(name="*")
-Data = Parameter(allow_leading_hyphen=True)  # a lone hyphen is standard input
+from gguflora.run_options import Data, Flat
+from gguflora.signals import signal_watch
 
 data_app = App(name="data", help="Look at a dataset as MODEL would see it; nothing is trained.")
 
@@ -88,7 +87,10 @@ def data_check(  # noqa: PLR0913 (one parameter for each group of options)
         seed: Decides the split.
         json: Print one JSON object on one line.
     """
+    from rich.console import Console
+
     from gguflora.data import Named, open_examples
+    from gguflora.report import EncodingProgress
     from gguflora.report.checked import as_json, lines_of
     from gguflora.run.data_check import check
 
@@ -97,7 +99,8 @@ def data_check(  # noqa: PLR0913 (one parameter for each group of options)
     measured, others = replace(reading, source_weight=()), data_config.validation
     validation = open_examples(others, measured, bad_records.append) if others else None
     training = TrainingConfig(batch_size=batch_size, batch_tokens=batch_tokens, epochs=epochs, seed=seed)
-    facts = check(model, examples, validation, data_config, template, training, bad_records)
+    with signal_watch(), EncodingProgress(Console(stderr=True)) as progress:
+        facts = check(model, examples, validation, data_config, template, training, bad_records, progress)
     if json:
         print(json_text.dumps(as_json(facts)), flush=True)
     else:

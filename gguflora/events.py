@@ -6,6 +6,7 @@ Losses are mean negative log-likelihoods per trained token, in nats; times are s
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -88,11 +89,13 @@ class MemoryPlanned:
 
     Attributes:
         parts: bytes, by what takes them.
-        usable: bytes that a program could take now.
+        usable: bytes that this process could have now, with those that it has.
+        mapped: bytes of the model's file that are read through its map; the system takes them back when it needs to.
     """
 
     parts: dict[str, int]
     usable: int
+    mapped: int = 0
 
     @property
     def total(self) -> int:
@@ -253,6 +256,13 @@ Event = (
     | Answer
     | Finished
 )
+
+Progress = Callable[[int, int], None]
+"""Told while examples become tokens: how many are done, and of how many. No event: nothing came of it yet."""
+
+
+def unseen(done: int, total: int) -> None:
+    """Progress that nobody looks at."""
 
 
 def as_dict(event: Event) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from gguflora.data.catalogue import Catalogue, catalogue_of, id_of
 from gguflora.data.encoded import NOT_TRAINED, Encoded
+from gguflora.data.encoding import Account, Prepared, encode_all, prepare
 from gguflora.data.example import Completion, Conversation, Example, Message
 from gguflora.data.formats import (
     dataset_hash,
@@ -18,7 +19,7 @@ from gguflora.data.labels import encode_example
 from gguflora.data.named import Named, joined
 from gguflora.data.order import permutation, step_indices, steps_per_epoch
 from gguflora.data.packing import MicroBatch, best_fit, pack, packed
-from gguflora.data.preparation import Account, Prepared, encode_all, filter_by_length, prepare, prepare_one
+from gguflora.data.preparation import Preparation, filter_by_length, prepare_one
 from gguflora.data.reading import iterate_examples
 from gguflora.data.rows import rows_of, switches_of
 from gguflora.data.split import (
@@ -45,6 +46,7 @@ __all__ = [
     "Message",
     "MicroBatch",
     "Named",
+    "Preparation",
     "Prepared",
     "StepPlan",
     "StreamedExamples",

@@ -1,4 +1,4 @@
-"""An example as tokens, and labels that say which of them are trained."""
+"""A document of an example as tokens, and labels that say which of them are trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_TRAINED = -100
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """An example as the model sees it: T tokens.
+    """A document as the model sees it: an example, or one answer of it with what stands before that; T tokens.
 
     Attributes:
         tokens: (T,)
@@ -21,8 +21,10 @@ class Encoded:
             The first is -100: nothing stands before it.
         weight: of the example.
         source: of the example.
-        lost_answers: answers that are context alone, because the template writes them differently in history.
+        lost_answers: answers of the example that can't be trained, because it can't be found out how the template
+            makes the model generate them.
         lost_reasoning: trained answers without their reasoning, which the template does not write.
+        no_reasoning: trained answers without reasoning where the template has a place for it.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -31,3 +33,4 @@ class Encoded:
     source: str
     lost_answers: int = 0
     lost_reasoning: int = 0
+    no_reasoning: int = 0

@@ -150,7 +150,8 @@ def message_of(message: Message | Mapping[str, Any]) -> Message:
     """A message from a mapping with the keys of llama-server's requests.
 
     These are role, content (may be null beside tool calls), reasoning_content (or thinking), tool_calls, name and
-    tool_call_id; other keys are passed over.
+    tool_call_id; other keys are passed over. Content may be a list of parts of text, which are joined by line breaks as
+    llama-server does it for a template that reads text (concat_content_parts in llama.cpp's common/chat.cpp).
 
     Raises:
         DataError: role or content is missing, or a value can't be used.
@@ -159,6 +160,9 @@ def message_of(message: Message | Mapping[str, Any]) -> Message:
         return message
     calls = read_tool_calls(message.get("tool_calls") or ())
     content = message.get("content")
+    if isinstance(content, list | tuple):
+        content = _joined(content)
+        message = {**message, "content": content}
     if content is None and calls:
         message, content = {**message, "content": ""}, ""
     missing = [key for key in ("role", "content") if key not in message]
@@ -169,6 +173,19 @@ def message_of(message: Message | Mapping[str, Any]) -> Message:
     if message["role"] != "tool":
         name = answers = ""  # a name of a person says nothing that is trained
     return Message(message["role"], content, reasoning, calls, name, answers)  # type: ignore[arg-type]
+
+
+def _joined(parts: Sequence[object]) -> str:
+    """The text of content that is given in parts."""
+    joined = ""
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        text = part.get("text") if isinstance(part, Mapping) else None
+        if kind != "text" or not isinstance(text, str):
+            shown = f"a part of type {kind!r}" if isinstance(kind, str) and kind != "text" else "a part that is no text"
+            raise DataError(f"a message's content has {shown}; only parts of text can be trained.")
+        joined += f"\n{text}" if joined else text
+    return joined
 
 
 def _require_text(what: str, text: object) -> None:

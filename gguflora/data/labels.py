@@ -1,8 +1,9 @@
 r"""An example becomes tokens, and labels that say which of them are trained.
 
 Encoded as inference meets them, piece by piece: ids(prompt, as llama-server tokenises it) + ids(answer and what
-follows it), nothing inserted at the join. Trained is each answer from the point where generation starts up to the
-token that ends it, and nothing after it: not the newline that a template writes behind `<|im_end|>`.
+follows it), nothing inserted at the join; answers.py says which answers stand in one document. Trained is each answer
+from the point where generation starts up to the token that ends it, and nothing after it: not the newline that a
+template writes behind `<|im_end|>`.
 
     tokens   <|im_start|> user \n Hi <|im_end|> \n <|im_start|> assistant \n Hello <|im_end|> \n
     labels   -100 ............................................................ Hello <|im_end|> -100
@@ -14,20 +15,24 @@ model generates what it generates there, and nothing puts a space in between.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from gguflora.config import TrainOn
-from gguflora.data.answers import Labelled, label_conversation, opening, require_no_ending
+from gguflora.data.answers import Labelled, label_conversation
 from gguflora.data.encoded import NOT_TRAINED, Encoded
 from gguflora.data.example import Completion, Conversation, Example
+from gguflora.data.scene import opening, require_no_ending
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
 
 
 def encode_example(
     example: Example, tokenizer: Tokenizer, template: ChatTemplate, train_on: TrainOn = "all"
-) -> Encoded:
-    """Tokens and labels of an example; at least one token is trained.
+) -> Iterator[Encoded]:
+    """Tokens and labels of an example: one document, or more where the template writes answers differently once later
+    messages follow; in each at least one token is trained.
 
     Args:
         example: to be learned; its messages are the user's, control tokens in them are text.
@@ -41,20 +46,40 @@ def encode_example(
     try:
         match example.content:
             case Conversation() as conversation:
-                labelled = label_conversation(conversation, tokenizer, template, train_on)
+                documents = label_conversation(conversation, tokenizer, template, train_on)
             case Completion(prompt, completion):
-                labelled = _completion(prompt, completion, tokenizer)
-        tokens = np.array(labelled.tokens, np.int32)
-        labels = np.array(labelled.labels, np.int32)
-        if train_on == "everything":
-            begun = len(opening(tokenizer.vocabulary))
-            labels[begun:] = tokens[begun:]
-        labels[:1] = NOT_TRAINED  # nothing stands before it that could predict it
-        if (labels == NOT_TRAINED).all():
-            raise DataError("there is nothing to train in the example; give it an answer.")
+                documents = iter([_completion(prompt, completion, tokenizer)])
+        for document in documents:
+            yield _encoded(document, example, len(opening(tokenizer.vocabulary)), train_on)
     except DataError as error:
         raise DataError(f"{example.source}: {error}" if example.source else str(error)) from error
-    return Encoded(tokens, labels, example.weight, example.source, labelled.lost_answers, labelled.lost_reasoning)
+
+
+def _encoded(labelled: Labelled, example: Example, begun: int, train_on: TrainOn) -> Encoded:
+    """A document as arrays.
+
+    Args:
+        labelled: the document.
+        example: that it is of.
+        begun: tokens at its start that are never trained.
+        train_on: whether everything else is.
+    """
+    tokens = np.array(labelled.tokens, np.int32)
+    labels = np.array(labelled.labels, np.int32)
+    if train_on == "everything":
+        labels[begun:] = tokens[begun:]
+    labels[:1] = NOT_TRAINED  # nothing stands before it that could predict it
+    if (labels == NOT_TRAINED).all():
+        raise DataError("there is nothing to train in the example; give it an answer.")
+    return Encoded(
+        tokens,
+        labels,
+        example.weight,
+        f"{example.source}, answer {labelled.answer}" if labelled.answer else example.source,
+        labelled.lost_answers,
+        labelled.lost_reasoning,
+        labelled.no_reasoning,
+    )
 
 
 def _completion(prompt: str, completion: str, tokenizer: Tokenizer) -> Labelled:

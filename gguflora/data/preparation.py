@@ -1,18 +1,16 @@
-"""Examples become encoded ones; those that can't teach anything are left out, each counted under its reason."""
+"""An example becomes what is trained of it, or the reason why nothing is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from gguflora.config import Overlong, TrainOn
-from gguflora.data.answers import opening
 from gguflora.data.encoded import Encoded
 from gguflora.data.example import Completion, Conversation, Example
 from gguflora.data.labels import encode_example
-from gguflora.data.named import Named
 from gguflora.data.overlong import fit
-from gguflora.errors import DataError
+from gguflora.data.scene import opening
 from gguflora.tokenizer import ChatTemplate, Tokenizer
 
 WEIGHT_ZERO = "weight 0"
@@ -20,8 +18,16 @@ NO_ANSWER = "no message of the assistant"
 EMPTY_ANSWER = "empty answer"
 TOO_LONG = "longer than max_length"
 CUT_AWAY = "longer than max_length, and nothing trained is left of it"
-LOST_ANSWERS = "earlier answers not trained, since the chat template writes them differently once later messages follow"
+LOST_ANSWERS = "earlier answers not trained, since it can't be found out how the model is made to write them"
+OWN_DOCUMENTS = (
+    "earlier answers trained in documents of their own, since the chat template writes them differently once later "
+    "messages follow"
+)
+LONG_DOCUMENTS = "some answers not trained: what stands before them makes a document longer than max_length"
 LOST_REASONING = "answers trained without their reasoning, which the chat template does not write"
+NO_REASONING = "answers without reasoning where the chat template has a place for it: the model learns to think nothing"
+THINKING_SWITCH = "enable_thinking"
+WITHOUT_PLACE = f" (--template-option {THINKING_SWITCH}=false trains them without that place)"
 ALTERED = {
     "truncate-left": "longer than max_length: the beginning was cut off",
     "truncate-right": "longer than max_length: the end was cut off",
@@ -30,33 +36,24 @@ ALTERED = {
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What is trained, and what is not.
+class Preparation:
+    """How examples become tokens; another process can be told it.
 
     Attributes:
-        encoded: in the order of the examples; in memory, or in a file (store.py).
-        skipped: reason -> sources of the examples that were left out for it.
-        altered: what was done -> sources of the examples that are not trained as they stand.
-        endless: sources of what is encoded without training a token that ends generation.
+        tokenizer: the base's.
+        template: the base's.
+        max_length: most tokens of an example, template included.
+        train_on: which tokens of an example are trained.
+        overlong: what becomes of examples of more than max_length tokens.
+        overlap: tokens that each window of a split one repeats as context, from 1 to max_length - 1.
     """
 
-    encoded: Sequence[Encoded]
-    skipped: Mapping[str, Named]
-    altered: Mapping[str, Named] = field(default_factory=dict)
-    endless: Named = field(default_factory=Named)
-
-
-@dataclass
-class Account:
-    """What has become of the examples that were encoded so far, as `Prepared` has it."""
-
-    skipped: dict[str, Named] = field(default_factory=dict)
-    altered: dict[str, Named] = field(default_factory=dict)
-    endless: Named = field(default_factory=Named)
-
-    def about(self, encoded: Sequence[Encoded]) -> Prepared:
-        """The account of what was encoded."""
-        return Prepared(encoded, self.skipped, self.altered, self.endless)
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    max_length: int
+    train_on: TrainOn = "all"
+    overlong: Overlong = "drop"
+    overlap: int = 1
 
 
 @dataclass(frozen=True)
@@ -68,103 +65,35 @@ class PreparedOne:
     altered: tuple[str, ...] = ()
 
 
-def prepare(
-    examples: Iterable[Example],
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    max_length: int,
-    *,
-    train_on: TrainOn = "all",
-    overlong: Overlong = "drop",
-    overlap: int = 1,
-) -> Prepared:
-    """Encode examples, leaving out those of weight 0 or without an answer, and what `overlong` says of long ones.
-
-    In one of several answers an empty one counts as well, because the model would learn to say nothing there.
-
-    Args:
-        examples: those without a source are named by their number.
-        tokenizer: the base's.
-        template: the base's.
-        max_length: most tokens of an example, template included.
-        train_on: which tokens of an example are trained.
-        overlong: what becomes of examples of more than max_length tokens.
-        overlap: tokens that each window of a split one repeats as context, from 1 to max_length - 1.
-
-    Raises:
-        DataError: an example can't be encoded, or none is left.
-    """
-    account = Account()
-    encoded = tuple(
-        encode_all(
-            examples, tokenizer, template, max_length, account, train_on=train_on, overlong=overlong, overlap=overlap
-        )
-    )
-    return account.about(encoded)
+Outcome = PreparedOne | Exception
+"""What became of an example, or why that can't be told."""
 
 
-def encode_all(
-    examples: Iterable[Example],
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    max_length: int,
-    account: Account,
-    *,
-    train_on: TrainOn = "all",
-    overlong: Overlong = "drop",
-    overlap: int = 1,
-) -> Iterator[Encoded]:
-    """As `prepare`, one at a time; what becomes of each is written into `account`, which is complete at the end.
+def prepare_one(example: Example, how: Preparation) -> PreparedOne:
+    """Encode one example; where it teaches nothing there are no pieces, but the reason.
 
-    Raises:
-        DataError: an example can't be encoded, or, at the end, there was none to train.
-    """
-    endings = frozenset(tokenizer.vocabulary.eog)
-    empty = True
-    for number, example in enumerate(examples, 1):
-        named = example if example.source else replace(example, source=f"example {number}")
-        one = prepare_one(named, tokenizer, template, max_length, train_on=train_on, overlong=overlong, overlap=overlap)
-        if one.skipped:
-            account.skipped.setdefault(one.skipped, Named()).append(named.source)
-        for what in one.altered:
-            account.altered.setdefault(what, Named()).append(named.source)
-        for piece in one.pieces:
-            empty = False
-            if endings.isdisjoint(piece.labels.tolist()):
-                account.endless.append(piece.source)
-            yield piece
-    if empty:
-        raise DataError(_nothing_left(account.skipped, max_length))
-
-
-def prepare_one(
-    example: Example,
-    tokenizer: Tokenizer,
-    template: ChatTemplate,
-    max_length: int,
-    *,
-    train_on: TrainOn = "all",
-    overlong: Overlong = "drop",
-    overlap: int = 1,
-) -> PreparedOne:
-    """As `prepare`, for one example; where it teaches nothing there are no pieces, but the reason.
+    It teaches nothing without weight or without an answer. In one of several answers an empty one counts as well,
+    because the model would learn to say nothing there.
 
     Raises:
         DataError: it can't be encoded.
     """
-    reason = _reason_to_skip(example, train_on)
+    reason = _reason_to_skip(example, how.train_on)
     if reason:
         return PreparedOne((), reason)
-    whole = encode_example(example, tokenizer, template, train_on)
-    pieces = fit(whole, max_length, overlong, len(opening(tokenizer.vocabulary)), overlap)
+    begun = len(opening(how.tokenizer.vocabulary))
+    pieces: list[Encoded] = []
+    done: set[str] = set()
+    for number, document in enumerate(encode_example(example, how.tokenizer, how.template, how.train_on)):
+        fitting = fit(document, how.max_length, how.overlong, begun, how.overlap)
+        pieces += fitting
+        done |= {OWN_DOCUMENTS} if number else set()
+        done |= _altered(document, how.template)
+        if len(document.tokens) > how.max_length:
+            done.add(ALTERED[how.overlong] if fitting else LONG_DOCUMENTS)
     if not pieces:
-        return PreparedOne((), TOO_LONG if overlong == "drop" else CUT_AWAY)
-    altered = {
-        ALTERED.get(overlong, ""): len(whole.tokens) > max_length,
-        LOST_ANSWERS: whole.lost_answers > 0,
-        LOST_REASONING: whole.lost_reasoning > 0,
-    }
-    return PreparedOne(pieces, altered=tuple(what for what, done in altered.items() if done))
+        return PreparedOne((), TOO_LONG if how.overlong == "drop" else CUT_AWAY)
+    return PreparedOne(tuple(pieces), altered=tuple(sorted(done)))
 
 
 def filter_by_length(
@@ -175,7 +104,22 @@ def filter_by_length(
     Raises:
         DataError: an example can't be encoded.
     """
-    return [example for example in examples if len(encode_example(example, tokenizer, template).tokens) <= max_length]
+    return [
+        example
+        for example in examples
+        if all(len(document.tokens) <= max_length for document in encode_example(example, tokenizer, template))
+    ]
+
+
+def _altered(document: Encoded, template: ChatTemplate) -> set[str]:
+    """What is not trained of a document, or not as one might expect."""
+    switched = template.reads(THINKING_SWITCH) and template.switches.get(THINKING_SWITCH) is not False
+    found = {
+        LOST_ANSWERS: document.lost_answers,
+        LOST_REASONING: document.lost_reasoning,
+        NO_REASONING + (WITHOUT_PLACE if switched else ""): document.no_reasoning,
+    }
+    return {what for what, count in found.items() if count}
 
 
 def _reason_to_skip(example: Example, train_on: TrainOn) -> str:
@@ -195,13 +139,3 @@ def _empty_answers(example: Example) -> list[bool]:
             return [message.is_empty() for message in messages if message.role == "assistant"]
         case Completion(_, completion):
             return [not completion.strip()]
-
-
-def _nothing_left(skipped: Mapping[str, Named], max_length: int) -> str:
-    if not skipped:
-        return "There is no example to train; give at least one."
-    counts = ", ".join(f"{sources.count} {reason}" for reason, sources in skipped.items())
-    [first, *_] = [source for sources in skipped.values() for source in sources.first]
-    long = TOO_LONG in skipped or CUT_AWAY in skipped
-    raised = f" or raise max_length above {max_length}" if long else ""
-    return f"No example is left to train ({counts}; the first is {first}); correct the data{raised}."

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from gguflora.data.encoded import NOT_TRAINED, Encoded
 from gguflora.errors import FileError
 
-_MARK = b"ggTOKEN1"  # the last character is the format's version
+_MARK = b"ggTOKEN2"  # the last character is the format's version
 _SIZES = struct.Struct("<8s3Q")  # mark, examples, where the index begins, size of the file
 _HEADER = _SIZES.size + hashlib.sha256().digest_size
 _ENTRY = np.dtype(
@@ -36,9 +36,10 @@ _ENTRY = np.dtype(
         ("source", "<i4"),  # bytes
         ("lost_answers", "<u2"),  # of at most 4,096 messages
         ("lost_reasoning", "<u2"),
+        ("no_reasoning", "<u2"),
     ]
 )
-_PACKED = struct.Struct("<qdiiiHH")  # one entry
+_PACKED = struct.Struct("<qdiiiHHH")  # one entry
 _PASSED = 2**16  # examples after which a pass gives back the memory of what it has read
 _PIECE = 2**24  # bytes, likewise
 
@@ -67,13 +68,13 @@ class EncodedStore(Sequence[Encoded]):
     def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
-        start, weight, length, _, source, lost_answers, lost_reasoning = self.entries[index].item()
+        start, weight, length, _, source, *counts = self.entries[index].item()
         mask, text = start + 4 * length, start + 4 * length + _mask_bytes(length)
         tokens = np.frombuffer(self.data, "<i4", length, start).astype(np.int32)
         bits = np.frombuffer(self.data, np.uint8, text - mask, mask)
         labels = np.where(np.unpackbits(bits, count=length), tokens, np.int32(NOT_TRAINED))
         name = self.data[text : text + source].decode(errors="surrogatepass")
-        return Encoded(tokens, labels, weight, name, lost_answers, lost_reasoning)
+        return Encoded(tokens, labels, weight, name, *counts)
 
     def __iter__(self) -> Iterator[Encoded]:
         for number in range(len(self)):
@@ -167,7 +168,8 @@ class _Into:
 
 def _entry(one: Encoded, start: int, source: int) -> bytes:
     trained = int((one.labels != NOT_TRAINED).sum())
-    return _PACKED.pack(start, one.weight, len(one.tokens), trained, source, one.lost_answers, one.lost_reasoning)
+    counts = (one.lost_answers, one.lost_reasoning, one.no_reasoning)
+    return _PACKED.pack(start, one.weight, len(one.tokens), trained, source, *counts)
 
 
 def _tokens_and_mask(one: Encoded) -> bytes:

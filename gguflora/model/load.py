@@ -1,4 +1,7 @@
-"""From a GGUF file to a Decoder: dequantise what the layers need, keep the embedding packed."""
+"""From a GGUF file to a Decoder: dequantise what the layers need, leave the embedding, packed, where it is in the file.
+
+What stays packed is a view of the file's map, so it takes no memory that the system could not have back.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, packed: bo
         gguf: the opened file.
         spec: what it holds, from arch.model_spec.
         dtype: the compute dtype of linear layers and attention.
-        packed: weights stay in the file's blocks and memory; else they are dequantised once.
+        packed: weights stay in the file's blocks, read through its map at each use; else they are dequantised once.
 
     Raises:
         ModelError: a tensor's type is not supported.
@@ -38,9 +41,8 @@ def load_decoder(gguf: GgufFile, spec: ModelSpec, dtype: torch.dtype, packed: bo
     check_types(gguf)
     residual = torch.promote_types(dtype, torch.float32)
     factors = spec.layers[0].mixer.rope.factors
-    embedding = _rows(gguf, spec.token_embd)
     decoder = Decoder(
-        token_embd=replace(embedding, data=embedding.data.clone()),
+        token_embd=_rows(gguf, spec.token_embd),
         layers=tuple(_layer(gguf, layer, dtype, packed) for layer in spec.layers),
         output_norm=_tensor(gguf, spec.output_norm, residual),
         output=_linear(gguf, spec.output, dtype, packed),

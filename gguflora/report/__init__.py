@@ -2,5 +2,6 @@
 
 from gguflora.report.console import ConsoleReport
 from gguflora.report.metrics import append_metrics, keep_metrics_until
+from gguflora.report.progress import EncodingProgress
 
-__all__ = ["ConsoleReport", "append_metrics", "keep_metrics_until"]
+__all__ = ["ConsoleReport", "EncodingProgress", "append_metrics", "keep_metrics_until"]

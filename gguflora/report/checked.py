@@ -13,11 +13,43 @@ _BAR = 40  # characters of the histogram's longest bar
 
 
 @dataclass(frozen=True)
+class TemplateDifference:
+    """A conversation that llama-server renders otherwise.
+
+    Attributes:
+        source: of the example.
+        place: character where the texts begin to differ.
+        ours, theirs: the texts around it; theirs is llama-server's reason where it renders none.
+    """
+
+    source: str
+    place: int
+    ours: str
+    theirs: str
+
+
+@dataclass(frozen=True)
+class TemplateFacts:
+    """How many conversations were rendered by llama-server too.
+
+    Attributes:
+        equal: how many of those `compared` came out the same; differences: the others.
+        problem: why none was compared; empty if some were.
+    """
+
+    compared: int
+    equal: int
+    differences: Sequence[TemplateDifference]
+    problem: str
+
+
+@dataclass(frozen=True)
 class DataFacts:
     """A dataset as `train` would use it.
 
     Attributes:
-        examples: in the files; train and validation: those that are used (windows of a split one count each).
+        examples: in the files; train and validation: those that are used (windows of a split one, and answers with
+            documents of their own, count each).
         share: of the tokens that are trained.
         lengths: tokens of the shortest, the median and the longest example.
         histogram: (a power of two, how many examples have no more tokens and more than half of it).
@@ -27,6 +59,7 @@ class DataFacts:
         empty: examples left out for an empty answer.
         endless: what is trained without a token that ends generation.
         warnings: what else to know, in sentences.
+        templates: the comparison with llama-server; None where no conversation is in the data.
     """
 
     examples: int
@@ -49,6 +82,7 @@ class DataFacts:
     steps_per_epoch: int
     total_steps: int
     warnings: Sequence[str]
+    templates: TemplateFacts | None = None
 
 
 def as_json(facts: DataFacts) -> dict[str, Any]:
@@ -80,5 +114,18 @@ def lines_of(facts: DataFacts) -> Iterator[str]:
     ):
         if count:
             yield f"{count} examples {what}"
+    if facts.templates:
+        yield from _templates(facts.templates)
     for warning in facts.warnings:
         yield f"warning: {harmless(warning)}"
+
+
+def _templates(facts: TemplateFacts) -> Iterator[str]:
+    if facts.problem:
+        yield f"templates: not compared with llama-server's ({harmless(facts.problem.rstrip('.'))})"
+        return
+    yield f"templates: {facts.equal} of {facts.compared} equal llama-server's"
+    for one in facts.differences:
+        yield f"warning: {harmless(one.source)} is rendered otherwise by llama-server, from character {one.place} on:"
+        yield f"  ours           {harmless(repr(one.ours))}"
+        yield f"  llama-server's {harmless(repr(one.theirs))}"

@@ -48,7 +48,7 @@ _USES = {
     "state": "what --resume goes on from",
 }
 _MEASURED_STEPS = 3  # the first step is slower than the others: memory is taken, code is warmed up
-_MB = 2**20
+_MB = 10**6
 
 
 class ConsoleReport:
@@ -295,8 +295,9 @@ def _memory(event: MemoryPlanned) -> list[str]:
     parts = ", ".join(f"{name} {size / _MB:.0f}" for name, size in event.parts.items())
     color = "bold" if event.total <= event.usable else "yellow"
     return [
-        f"[{color}]Memory[/]    about {event.total / _MB:.0f} MB at the peak, of {event.usable / _MB:.0f} free:",
+        f"[{color}]Memory[/]    about {event.total / _MB:.0f} MB at the peak, of {event.usable / _MB:.0f} in reach:",
         f"          {parts}",
+        f"          and {event.mapped / _MB:.0f} of the file's pages, which the system takes back when it needs them",
     ]
 
 

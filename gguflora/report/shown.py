@@ -26,10 +26,11 @@ class ShownPiece:
 
 @dataclass(frozen=True)
 class ShownExample:
-    """An example as the model sees it."""
+    """An example as the model sees it; notes: what is not trained of it, or not as one might expect."""
 
     source: str
     pieces: tuple[ShownPiece, ...]
+    notes: tuple[str, ...] = ()
 
 
 def shown(example: ShownExample, *, ids: bool, colour: bool) -> Text:
@@ -43,6 +44,8 @@ def shown(example: ShownExample, *, ids: bool, colour: bool) -> Text:
     count = sum(len(piece.tokens) for piece in example.pieces)
     trained = sum(len(piece.tokens) for piece in example.pieces if piece.trained)
     text = Text(f"{harmless(example.source)}: {count} tokens, {trained} trained\n")
+    for note in example.notes:
+        text.append(f"note: {harmless(note)}\n")
     for piece in example.pieces:
         style = _STYLE if piece.trained and colour else ""
         if ids:

@@ -12,10 +12,13 @@ import numpy as np
 from gguflora.config import DataConfig, TemplateConfig, TrainingConfig
 from gguflora.data import Encoded, Example, Named, lengths_of, plan_steps, prepare_one
 from gguflora.data.preparation import EMPTY_ANSWER
+from gguflora.events import Progress, unseen
 from gguflora.report.checked import DataFacts
 from gguflora.report.shown import ShownExample, ShownPiece
 from gguflora.run.dataset import altered_of, data_ready, make_dataset, skipped_of
 from gguflora.run.opening import Base, open_base
+from gguflora.run.template_check import compare
+from gguflora.run.tokens import Encoding, preparation
 
 
 def show(
@@ -27,23 +30,18 @@ def show(
         GgufloraError: the model or an example can't be used.
     """
     base = open_base(model, template)
+    how = preparation(base, config)
     left = limit
     for number, example in enumerate(examples, 1):
         named = example if example.source else replace(example, source=f"example {number}")
-        one = prepare_one(
-            named,
-            base.tokenizer,
-            base.template,
-            config.max_length,
-            train_on=config.train_on,
-            overlong=config.overlong,
-            overlap=config.overlap,
-        )
+        one = prepare_one(named, how)
+        notes = one.altered
         for encoded in one.pieces:
             if left == 0:
                 return
             left -= 1
-            yield ShownExample(encoded.source, tuple(_pieces(base, encoded)))
+            yield ShownExample(encoded.source, tuple(_pieces(base, encoded)), notes)
+            notes = ()
 
 
 def check(
@@ -53,15 +51,27 @@ def check(
     config: DataConfig,
     template: TemplateConfig,
     training: TrainingConfig,
-    bad_records: Named,
+    bad_records: Named = Named(),  # noqa: B008 (only read)
+    progress: Progress = unseen,
 ) -> DataFacts:
-    """The figures of a dataset as `train` would use it; `bad_records` says what was wrong with records left out.
+    """The figures of a dataset as `train` would use it.
+
+    Args:
+        model: GGUF file.
+        examples: to train.
+        validation: to measure on; None: some of the examples are split off as `config` says.
+        config: which examples are trained.
+        template: how conversations become text.
+        training: the seed of the split, and how large a step is.
+        bad_records: what was wrong with records that were left out.
+        progress: told how far encoding is.
 
     Raises:
         GgufloraError: as training would before its first step.
     """
     base = open_base(model, template)
-    dataset = make_dataset(base, examples, validation, config, training.seed)
+    examples = list(examples) if isinstance(examples, Iterator) else examples
+    dataset = make_dataset(base, examples, validation, config, training.seed, Encoding(progress=progress))
     ready = data_ready(dataset)
     lengths = lengths_of(dataset.train.encoded).tolist()
     plan = plan_steps(lengths, training)
@@ -87,6 +97,7 @@ def check(
         steps_per_epoch=plan.ends[0],
         total_steps=plan.total,
         warnings=[base.template.notice] if base.template.notice else [],
+        templates=compare(base, examples),
     )
 
 

@@ -25,7 +25,7 @@ from gguflora.data import (
 from gguflora.errors import DataError
 from gguflora.events import DataReady, FirstExample
 from gguflora.run.opening import Base
-from gguflora.run.tokens import Part, prepared
+from gguflora.run.tokens import Encoding, Part, prepared
 
 BAD_RECORD = "bad record"
 _NAMED = 3  # skipped examples named for each reason
@@ -53,7 +53,12 @@ class Dataset:
 
 
 def make_dataset(
-    base: Base, examples: Iterable[Example], validation: Iterable[Example] | None, config: DataConfig, seed: int
+    base: Base,
+    examples: Iterable[Example],
+    validation: Iterable[Example] | None,
+    config: DataConfig,
+    seed: int,
+    encoding: Encoding = Encoding(),  # noqa: B008 (frozen)
 ) -> Dataset:
     """Split (unless `validation` is given), tokenise and mask.
 
@@ -63,6 +68,7 @@ def make_dataset(
         validation: likewise.
         config: how they are split and encoded.
         seed: decides the split.
+        encoding: how they are gone about.
 
     Raises:
         DataError: an example can't be encoded, none is left to train, or no answer's end is trained.
@@ -72,8 +78,8 @@ def make_dataset(
     train, measured, source = _parts(examples, validation, config, seed)
     given, contents = validation is not None, train.known.contents  # a split has no content on both sides
     dataset = Dataset(
-        train=prepared(base, train, config),
-        validation=prepared(base, measured, config) if len(measured) else Prepared((), {}),
+        train=prepared(base, train, config, encoding),
+        validation=prepared(base, measured, config, encoding) if len(measured) else Prepared((), {}),
         validation_from=source,
         given=len(train.wanted) + (len(measured) if given else 0),
         duplicates=repeats(contents),

@@ -13,13 +13,14 @@ import torch
 from gguflora.config import DataConfig, TemplateConfig
 from gguflora.data import Example
 from gguflora.errors import UsageError
+from gguflora.events import Progress, unseen
 from gguflora.gguf import Adapter, check_fits, read_adapter
 from gguflora.kernels.operations import choose_operations
 from gguflora.model import Decoder, Workspace, from_adapter, load_decoder, with_pairs
 from gguflora.run.opening import Base, open_base
 from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.run.template import with_adapters_setting
-from gguflora.run.tokens import Part, prepared
+from gguflora.run.tokens import Encoding, Part, prepared
 from gguflora.train import Method, evaluate
 
 MICRO_BATCH_TOKENS = 2048
@@ -33,11 +34,17 @@ def measure(
     lora: Path | None,
     scale: float,
     config: TemplateConfig = TemplateConfig(),  # noqa: B008 (frozen)
+    progress: Progress = unseen,
 ) -> dict[str, Any]:
     """The mean nll of the trained tokens of `examples`.
 
-    The template and its options are those of `config`; where it has none, those that the adapter was trained with.
-    Examples are gone through twice and not held, as in training; the tokens of large data are not kept.
+    Args:
+        model: GGUF file.
+        examples: to measure on, gone through twice and never held.
+        lora: an adapter to put on the model.
+        scale: factor of its strength.
+        config: the template and its options; where it has none, those that the adapter was trained with.
+        progress: told how far encoding is.
 
     Returns:
         nll, tokens (how many), perplexity, examples; and model, lora, scale, skipped.
@@ -51,8 +58,8 @@ def measure(
     base = open_base(model, config)
     if base.template.notice:
         _log.warning("%s", base.template.notice)
-    whole = DataConfig(max_length=base.spec.context_length, token_cache="off")
-    measured_on = prepared(base, Part.whole(examples), whole)
+    options = DataConfig(max_length=base.spec.context_length, token_cache="off")
+    measured_on = prepared(base, Part.whole(examples), options, Encoding(progress=progress))
     set_threads(None)
     bound_product_caches()
     measured = evaluate(

@@ -30,6 +30,7 @@ from gguflora.data import (
     Catalogue,
     Example,
     Named,
+    Preparation,
     Prepared,
     catalogue_of,
     encode_all,
@@ -39,12 +40,17 @@ from gguflora.data import (
     write_store,
 )
 from gguflora.errors import DataError, FileError, MachineError
+from gguflora.events import Progress, unseen
+from gguflora.run.machine import usable_cores
 from gguflora.run.opening import Base
 from gguflora.storage import TEMPORARY_SUFFIX, unnamed_file, write_atomically
 
 MANY = 50_000  # examples, or
 MUCH = 64 * 2**20  # characters: what has fewer of both takes little memory and little time to encode
 MOST_BYTES = 20 * 2**30  # of the cache
+_MOST_PROCESSES = 16  # what reads examples for them and writes their tokens is one process
+_EACH = 2.0  # seconds of work that are worth a process, which takes half of one to start
+_PER_CONVERSATION, _PER_CHARACTER = 0.5e-3, 0.6e-6  # seconds, roughly (docs/log.md)
 _ABANDONED = 24 * 3600.0  # seconds after which a file that nobody went on writing is a killed writer's
 _CLOCK = ("strftime_now", "datetime", "date_string")  # what templates tell the day by
 _NOT_IN_TEXT = ("now", "origin", "absent", "notice")  # fields of a template that no text depends on
@@ -92,7 +98,20 @@ class Part:
             raise _changed()
 
 
-def prepared(base: Base, part: Part, config: DataConfig) -> Prepared:
+@dataclass(frozen=True)
+class Encoding:
+    """How the examples of a part are gone about; none of it shows in the result.
+
+    Attributes:
+        cores: that may be used; None: all that the process may use.
+        progress: told how far it is.
+    """
+
+    cores: int | None = None
+    progress: Progress = unseen
+
+
+def prepared(base: Base, part: Part, config: DataConfig, encoding: Encoding = Encoding()) -> Prepared:
     """Encode the examples of `part`.
 
     Raises:
@@ -101,15 +120,15 @@ def prepared(base: Base, part: Part, config: DataConfig) -> Prepared:
     """
     if len(part.wanted) < MANY and part.known.characters < MUCH:
         account = Account()
-        return account.about(tuple(_encoded(base, part, config, account)))
+        return account.about(tuple(_encoded(base, part, config, account, encoding)))
     if config.token_cache == "on":
         try:
-            return _from_cache(base, part, config)
+            return _from_cache(base, part, config, encoding)
         except (OSError, FileError, MachineError) as error:
             _log.warning("the token cache can't be used, so tokens are kept for this run alone: %s", error)
     account = Account()
     with unnamed_file() as file:
-        write_store(file, _encoded(base, part, config, account))
+        write_store(file, _encoded(base, part, config, account, encoding))
         return account.about(map_store(file, "a temporary file"))
 
 
@@ -125,7 +144,7 @@ def cache_folder() -> Path:
         raise FileNotFoundError(str(error)) from error
 
 
-def _from_cache(base: Base, part: Part, config: DataConfig) -> Prepared:
+def _from_cache(base: Base, part: Part, config: DataConfig, encoding: Encoding) -> Prepared:
     """From the cache's file, made if there is none that is whole.
 
     Raises:
@@ -141,24 +160,38 @@ def _from_cache(base: Base, part: Part, config: DataConfig) -> Prepared:
             _log.warning("tokens are made again: %s", error)
     account = Account()
     write_atomically(
-        path, lambda file: write_store(file, _encoded(base, part, config, account), lambda: _notes(account))
+        path, lambda file: write_store(file, _encoded(base, part, config, account, encoding), lambda: _notes(account))
     )
     made = _used(path)
     _make_room(folder, path)
     return made
 
 
-def _encoded(base: Base, part: Part, config: DataConfig, account: Account) -> Iterator[data.Encoded]:
+def _encoded(
+    base: Base, part: Part, config: DataConfig, account: Account, encoding: Encoding
+) -> Iterator[data.Encoded]:
+    total = len(part)
     return encode_all(
         part,
-        base.tokenizer,
-        base.template,
-        config.max_length,
+        preparation(base, config),
         account,
-        train_on=config.train_on,
-        overlong=config.overlong,
-        overlap=config.overlap,
+        processes=processes_for(part, encoding.cores or usable_cores()),
+        on_done=lambda done: encoding.progress(done, total),
     )
+
+
+def preparation(base: Base, config: DataConfig) -> Preparation:
+    """How the examples of `config` become tokens of `base`."""
+    return Preparation(
+        base.tokenizer, base.template, config.max_length, config.train_on, config.overlong, config.overlap
+    )
+
+
+def processes_for(part: Part, cores: int) -> int:
+    """How many processes the examples of `part` are worth."""
+    known, share = part.known, len(part) / max(1, len(part.wanted))
+    seconds = share * (_PER_CONVERSATION * int(known.conversations.sum()) + _PER_CHARACTER * known.characters)
+    return max(1, min(cores, _MOST_PROCESSES, int(seconds / _EACH)))
 
 
 def _notes(account: Account) -> bytes:

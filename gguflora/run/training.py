@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,28 @@ import torch
 
 from gguflora import llamacpp
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
-from gguflora.data import Encoded, Example, Named, lengths_of
-from gguflora.errors import GgufloraError
-from gguflora.events import Event, Finished, MemoryPlanned, Planned, Warned
+from gguflora.data import Encoded, Example, Named
+from gguflora.errors import GgufloraError, MachineError
+from gguflora.events import Event, Finished, MemoryPlanned, Planned, Progress, Warned, unseen
 from gguflora.gguf import ChatSetting
-from gguflora.kernels.operations import Operations
 from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pairs
 from gguflora.report import append_metrics, keep_metrics_until
-from gguflora.run.choices import Choices, choose
+from gguflora.run.choices import Choices, choose, name_of
 from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_example, make_dataset
 from gguflora.run.folder import check_folder, claim_folder, read_record, write_record
 from gguflora.run.initial import file_hash, initial_pairs
-from gguflora.run.machine import memory
-from gguflora.run.memory_plan import LESS_MEMORY, Setting, memory_plan
+from gguflora.run.machine import memory, reach, taken
+from gguflora.run.memory_plan import Setting, load_of, matrices, ranks_of
 from gguflora.run.opening import Base, model_loaded, open_base
 from gguflora.run.setting import bound_product_caches, environment, set_threads
 from gguflora.run.start import Start, resumed_start
 from gguflora.run.template import chat_setting
+from gguflora.run.tokens import Encoding
 from gguflora.run.verify import answers, verify
 from gguflora.train import Checkpoints, Job, State, first_batch, new_state, summary, train
-from gguflora.train.memory import resident_bytes
+from gguflora.train.room import is_out_of_memory
+
+LESS_MEMORY = "give --memory with what it may take, and a setting is chosen that keeps to it."
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Request:
         init_adapter: an adapter to go on from; its rank, alpha and tensors are taken.
         dry_run: show plan, data and the first batch, then end; nothing is written.
         bad_records: what was said about records that were left out when the examples were read.
+        progress: told how far encoding is.
     """
 
     model: Path
@@ -67,6 +71,7 @@ class Request:
     init_adapter: Path | None = None
     dry_run: bool = False
     bad_records: Named = field(default_factory=Named)
+    progress: Progress = unseen
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Setup:
         pairs: of the fresh state.
         record: what run.json will hold.
         decoder: the base without pairs.
-        operations: what runs between the products; None for the reference.
+        choices: what was chosen.
         chat: what adapter files say of the template.
     """
 
@@ -88,7 +93,7 @@ class Setup:
     pairs: dict[str, LoraPair]
     record: dict[str, Any]
     decoder: Decoder
-    operations: Operations | None
+    choices: Choices
     chat: ChatSetting
 
 
@@ -117,15 +122,17 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     lora, pairs = initial_pairs(base, request.lora, request.training.seed, request.init_adapter)
     opened = model_loaded(base)
     yield opened
-    dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed)
+    encoding = Encoding(request.training.threads, request.progress)
+    dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed, encoding)
     about_data = _about_data(request, base, dataset)
     yield from about_data
     old = read_record(folder) if folder and request.resume else None
     bound_product_caches()
-    choices = choose(request.compute, base.spec, set_threads(request.training.threads), old)
-    about_memory = _about_memory(request, base, dataset, pairs, choices)
+    load = load_of(dataset, ranks_of(pairs), request.training, request.compute)
+    choices = choose(request.compute, base.gguf, base.spec, load, set_threads(request.training.threads), old)
+    about_memory = _about_memory(choices)
     yield from about_memory
-    decoder = load_decoder(base.gguf, base.spec, choices.dtype, choices.packed)
+    decoder = loaded(base, choices.setting)
     setup = Setup(
         base=base,
         dataset=dataset,
@@ -133,7 +140,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
         pairs=pairs,
         record=_record(request, base, dataset, lora, choices),
         decoder=decoder,
-        operations=choices.operations,
+        choices=choices,
         chat=chat_setting(request.template),
     )
     outcome.base, outcome.alpha, outcome.chat = base, lora.file_alpha, setup.chat
@@ -141,7 +148,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
         yield from _dry_run(request, setup)
         return
     if folder is None:
-        outcome.state = _fresh(request, setup)
+        outcome.state = _fresh(setup)
         yield from _train(request, setup, outcome.state)
         return
     with claim_folder(folder, request.resume):
@@ -156,26 +163,37 @@ def _about_data(request: Request, base: Base, dataset: Dataset) -> list[Event]:
     return [data_ready(dataset, request.bad_records), *warned, first_example(base, dataset.train.encoded[0])]
 
 
-def _about_memory(
-    request: Request, base: Base, dataset: Dataset, pairs: dict[str, LoraPair], choices: Choices
-) -> list[Event]:
-    if choices.operations is None:
+def _about_memory(choices: Choices) -> list[Event]:
+    """The plan of memory, and whether there is as much."""
+    if choices.plan is None:
         return []  # autograd's own graph
-    compute = request.compute
-    longest = int(lengths_of(dataset.train.encoded).max())
-    step = request.training.batch_tokens or (request.training.batch_size or 1) * longest
-    tokens = min(compute.micro_batch_tokens, step) if compute.packing == "on" else 0
-    setting = Setting(choices.dtype, choices.packed, tokens, longest, compute.recompute == "on")
-    parts = {"process": resident_bytes()} | memory_plan(base.gguf, base.spec, pairs, setting)
-    planned = MemoryPlanned(parts, memory().usable)
+    planned = MemoryPlanned(dict(choices.plan.parts), reach(memory(), taken()).size, choices.plan.mapped)
     if planned.total <= planned.usable:
         return [planned]
     return [planned, Warned("training may take more memory than is free; " + LESS_MEMORY)]
 
 
+def loaded(base: Base, setting: Setting) -> Decoder:
+    """The base's weights as `setting` has them.
+
+    Raises:
+        FileError: a tensor holds values that are not finite.
+        MachineError: there is no memory for them.
+    """
+    try:
+        return load_decoder(base.gguf, base.spec, setting.dtype, setting.packed)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        less = (
+            "raise the limit or free some" if setting.packed else "use --weights packed, which reads them from the file"
+        )
+        raise MachineError(f"memory ran out while the weights of {base.gguf.path} were loaded; {less}.") from error
+
+
 def _recorded(request: Request, folder: Path, setup: Setup, outcome: Outcome, told: list[Event]) -> Iterator[Event]:
     """The part of a run that writes; `told` goes into the metrics file as well."""
-    start = Start(_fresh(request, setup), [], reported=False)
+    start = Start(_fresh(setup), [], reported=False)
     if request.resume:
         start = resumed_start(folder, start.state, setup.record)
     outcome.state = start.state
@@ -191,14 +209,14 @@ def _recorded(request: Request, folder: Path, setup: Setup, outcome: Outcome, to
         yield event
 
 
-def _fresh(request: Request, setup: Setup) -> State:
-    return new_state(setup.pairs, request.compute.micro_batch_tokens, request.compute.recompute == "on")
+def _fresh(setup: Setup) -> State:
+    return new_state(setup.pairs, setup.choices.setting.rows, setup.choices.setting.recompute)
 
 
 def _dry_run(request: Request, setup: Setup) -> Iterator[Event]:
     """Plan and first batch; nothing is updated or written."""
-    state = _fresh(request, setup)
-    job = _job(request, setup, state)
+    state = _fresh(setup)
+    job = make_job(request, setup.dataset, setup.lora, setup.decoder, setup.choices, state)
     yield _planned(setup, job, state)
     yield first_batch(job, state)
 
@@ -210,37 +228,54 @@ def _train_or_report(request: Request, folder: Path, setup: Setup, start: Start)
     )
     state, dataset = start.state, setup.dataset
     training = [summary(state, checkpoints, None)] if state.finished else _train(request, setup, state, checkpoints)
+    finished = None
     for event in training:
-        if not isinstance(event, Finished):
+        if isinstance(event, Finished):
+            finished = _served(event, dataset)
+        else:
             yield event
-            continue
-        finished = _served(event, dataset)
-        if finished.adapter and not (finished.stopped_by or start.reported):
-            chosen = dataset.validation.encoded or dataset.train.encoded
-            ask = request.data.train_on != "everything"  # what is trained then has no prompt
-            yield from _check_in_llamacpp(setup.base, Path(finished.adapter), chosen, request.stop, ask=ask)
-        yield finished
+    if finished is None:
+        return
+    del training  # with the buffers in it: the check has weights of its own
+    if finished.adapter and not (finished.stopped_by or start.reported):
+        chosen = dataset.validation.encoded or dataset.train.encoded
+        ask = request.data.train_on != "everything"  # what is trained then has no prompt
+        yield from _check_in_llamacpp(request, setup, Path(finished.adapter), chosen, ask=ask)
+    yield finished
 
 
 def _train(request: Request, setup: Setup, state: State, checkpoints: Checkpoints | None = None) -> Iterator[Event]:
-    job = _job(request, setup, state)
+    job = make_job(request, setup.dataset, setup.lora, setup.decoder, setup.choices, state)
     yield _planned(setup, job, state)
     yield from train(job, state, checkpoints, request.stop)
 
 
-def _job(request: Request, setup: Setup, state: State) -> Job:
-    compute = request.compute
+def make_job(
+    request: Request, dataset: Dataset, lora: LoraConfig, decoder: Decoder, choices: Choices, state: State
+) -> Job:
+    """All that a run needs besides its state, whose limits are lowered to what was chosen.
+
+    Args:
+        request: what is asked for.
+        dataset: what is trained and measured.
+        lora: as asked, or as the initial adapter says.
+        decoder: the base without pairs.
+        choices: what was chosen.
+        state: that it begins with; its pairs come onto the decoder.
+    """
     # Going on with a smaller limit is possible, with a larger one than was found to fit it is not.
-    state.micro_batch_tokens = min(state.micro_batch_tokens, compute.micro_batch_tokens)
-    state.recompute = state.recompute or compute.recompute == "on"
+    state.micro_batch_tokens = min(state.micro_batch_tokens, choices.setting.rows)
+    state.recompute = state.recompute or choices.setting.recompute
+    # Buffers no longer than the rows that come: a limit on private memory counts what is reserved and never touched.
+    room = min(state.micro_batch_tokens, choices.row)
     return Job(
-        decoder=with_pairs(setup.decoder, state.pairs, setup.lora.scale),
-        examples=setup.dataset.train.encoded,
-        validation=setup.dataset.validation.encoded,
+        decoder=with_pairs(decoder, state.pairs, lora.scale),
+        examples=dataset.train.encoded,
+        validation=dataset.validation.encoded,
         config=request.training,
-        work=Workspace(state.micro_batch_tokens, setup.operations) if setup.operations else None,
-        dropout=setup.lora.dropout,
-        packing=compute.packing == "on",
+        work=Workspace(room, choices.operations) if choices.operations else None,
+        dropout=lora.dropout,
+        packing=request.compute.packing == "on",
     )
 
 
@@ -251,19 +286,25 @@ def _served(finished: Finished, dataset: Dataset) -> Finished:
 
 
 def _check_in_llamacpp(
-    base: Base, adapter: Path, encoded: Sequence[Encoded], stop: Callable[[], str | None], *, ask: bool
+    request: Request, setup: Setup, adapter: Path, encoded: Sequence[Encoded], *, ask: bool
 ) -> Iterator[Event]:
     if not llamacpp.available():
         yield Warned("not verified in llama.cpp: install it with pip install 'gguflora[llamacpp]'.")
         return
-    if reason := stop():  # the adapter is written and whole: nothing is lost by leaving now
+    if reason := request.stop():  # the adapter is written and whole: nothing is lost by leaving now
         yield Warned(f"not verified in llama.cpp: stopped by {reason}.")
         return
     try:
-        yield verify(base, adapter, encoded)
-        yield from [] if stop() or not ask else answers(base, adapter, encoded)
+        yield verify(setup.base, adapter, encoded, packed=not _room_to_check(setup.base))
+        yield from [] if request.stop() or not ask else answers(setup.base, adapter, encoded)
     except GgufloraError as error:  # as above: only the check could not be made
         yield Warned(f"the check in llama.cpp could not be made: {error}")
+
+
+def _room_to_check(base: Base) -> bool:
+    """Whether weights unpacked in float32 leave half of what is in reach; packed ones take minutes more, and little."""
+    unpacked = 4 * sum(prod(matrix.shape) for matrix in matrices(base.spec))
+    return taken().resident + unpacked <= reach(memory(), taken()).size // 2
 
 
 def _planned(setup: Setup, job: Job, state: State) -> Planned:
@@ -296,10 +337,11 @@ def _record(request: Request, base: Base, dataset: Dataset, lora: LoraConfig, ch
         | {"target": list(lora.target), "init_adapter": file_hash(adapter) if adapter else None},
         "training": dataclasses.asdict(request.training),
         "compute": dataclasses.asdict(request.compute),
+        "chosen": choices.record,
         "environment": {
             "gguflora": version("gguflora"),
             **environment(torch.get_num_threads()),
-            "compute dtype": str(choices.dtype).removeprefix("torch."),
+            "compute dtype": name_of(choices.setting.dtype),
             "kernels": choices.reasons["kernels"],
         },
         "choices": choices.reasons | {"best adapter": f"the one of the lowest {best}"},

@@ -33,6 +33,7 @@ ANSWERS = 3
 FEW = 3  # examples that show whether the base came back
 ROW_TOKENS = 512  # our side computes short examples together
 ANSWER_TOKENS = 128
+WIDE_ROWS = 64  # of logits in float64 at once: 134 MB of a vocabulary of 262k
 
 Floats = npt.NDArray[np.float64]
 
@@ -53,20 +54,21 @@ class Agreement:
         return abs(self.ours - self.llamacpp) <= self.allowed
 
 
-def verify(base: Base, adapter: Path, encoded: Sequence[Encoded]) -> Verified:
+def verify(base: Base, adapter: Path, encoded: Sequence[Encoded], *, packed: bool = False) -> Verified:
     """Measure base and adapter here and in llama.cpp.
 
     Args:
         base: the opened model.
         adapter: the file that training wrote; it is read again for our side too.
         encoded: examples to measure; the first ones are taken, as many as a minute or so allows.
+        packed: our side reads its weights through the file's map, as training did: slower, in less memory.
 
     Raises:
         FileError: llama.cpp refuses the model or the adapter.
     """
     chosen = _first_of(encoded, base)
     read = read_adapter(adapter)
-    decoder = load_decoder(base.gguf, base.spec, torch.float32)
+    decoder = load_decoder(base.gguf, base.spec, torch.float32, packed)
     rank = next(iter(read.pairs.values())).rank
     tuned_decoder = with_pairs(decoder, from_adapter(read), read.alpha / rank)
     with LlamaModel(base.gguf.path) as llama:
@@ -100,13 +102,12 @@ def compare(decoder: Decoder, llama: LlamaModel, encoded: Sequence[Encoded]) -> 
     """Losses of both programs on the trained tokens of `encoded`, each with the adapter that it has on now."""
     ours, theirs, kls = [], [], []
     for examples in _rows(encoded):
-        for example, mine in zip(examples, _our_log_probabilities(decoder, examples), strict=True):
-            other = _log_softmax(llama.logits(example.tokens, _before_trained(example)))  # (n, V), as mine
-            targets = example.labels[example.labels >= 0]
-            rows = np.arange(len(targets))
-            ours.append(-mine[rows, targets])
-            theirs.append(-other[rows, targets])
-            kls.append((np.exp(other) * (other - mine)).sum(-1))
+        for example, mine in zip(examples, _our_logits(decoder, examples), strict=True):
+            other = llama.logits(example.tokens, _before_trained(example))  # (n, V), as mine
+            for a, b, kl in _compared(mine, other, example.labels[example.labels >= 0]):
+                ours.append(a)
+                theirs.append(b)
+                kls.append(kl)
     a, b, kl = (np.concatenate(parts) for parts in (ours, theirs, kls))
     standard_error = (a - b).std() / np.sqrt(len(a))
     return Agreement(
@@ -161,8 +162,19 @@ def _rows(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
         yield row
 
 
-def _our_log_probabilities(decoder: Decoder, examples: Sequence[Encoded]) -> list[Floats]:
-    """Per example, the log probabilities (n, V) that its trained tokens are drawn from."""
+def _compared(
+    mine: npt.NDArray[np.float32], other: npt.NDArray[np.float32], targets: npt.NDArray[np.int32]
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Both sides' nll, and the KL, of targets (n,) under logits (n, V): some rows at a time, since they are float64."""
+    for start in range(0, len(targets), WIDE_ROWS):
+        rows = slice(start, start + WIDE_ROWS)
+        a, b = _log_softmax(mine[rows]), _log_softmax(other[rows])
+        at = np.arange(len(a)), targets[rows]
+        yield -a[at], -b[at], (np.exp(b) * (b - a)).sum(-1)
+
+
+def _our_logits(decoder: Decoder, examples: Sequence[Encoded]) -> list[npt.NDArray[np.float32]]:
+    """Per example, the logits (n, V) that its trained tokens are drawn from."""
     lengths = [len(example.tokens) for example in examples]
     tokens = torch.from_numpy(np.concatenate([example.tokens for example in examples]).astype(np.int64))
     positions = torch.cat([torch.arange(length) for length in lengths])
@@ -171,7 +183,7 @@ def _our_log_probabilities(decoder: Decoder, examples: Sequence[Encoded]) -> lis
         starts = [0, *accumulate(lengths)]
         rows = logits(decoder, tokens, positions, starts, torch.from_numpy(np.flatnonzero(before))).numpy()
     ends = np.cumsum([int((example.labels >= 0).sum()) for example in examples])
-    return [_log_softmax(part) for part in np.split(rows, ends[:-1])]
+    return np.split(rows, ends[:-1])
 
 
 def _their_nll(llama: LlamaModel, examples: Sequence[Encoded]) -> Floats:

@@ -16,3 +16,15 @@ def _alphabet() -> str:
 
 BYTE_TO_CHARACTER = _alphabet()
 CHARACTER_TO_BYTE = {character: byte for byte, character in enumerate(BYTE_TO_CHARACTER)}
+
+
+def decoded(token: str) -> bytes:
+    """The bytes that a token in the alphabet stands for; other characters are spelled out (llama_decode_text)."""
+    return b"".join(_byte_of(character, token) for character in token)
+
+
+def _byte_of(character: str, token: str) -> bytes:
+    byte = CHARACTER_TO_BYTE.get(character)
+    if byte is not None:
+        return bytes([byte])
+    return f"[UNK_BYTE_0x{character.encode().hex()}{token}]".encode()

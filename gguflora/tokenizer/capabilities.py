@@ -46,6 +46,22 @@ def takes_system_message(render: Render) -> bool:
     return _MARK in text
 
 
+def shows_thinking(render: Callable[[Sequence[Row], bool], str]) -> bool:
+    """Whether the switch enable_thinking decides how an answer is opened, or reasoning is written: else llama-server
+    turns it off (common_chat_templates_support_enable_thinking in common/chat.cpp).
+
+    Args:
+        render: messages, and the switch -> text.
+    """
+    question = {"role": "user", "content": _MARK}
+    answer = {"role": "assistant", "content": "Assistant message", "reasoning_content": f"{_MARK}-thought"}
+    try:
+        on, off = (render([question], thinking).rpartition(_MARK)[2] for thinking in (True, False))
+        return on != off or f"{_MARK}-thought" in render([question, answer], True)
+    except DataError:
+        return True
+
+
 def with_argument_objects(rows: Sequence[Row]) -> list[Row]:
     """The messages with the arguments of their tool calls parsed.
 

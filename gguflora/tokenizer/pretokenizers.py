@@ -16,8 +16,8 @@ of `tokenizers` (Oniguruma) cut as llama.cpp's own code does:
 - a range of code points does not hold white space: llama.cpp makes that U+000B before it matches.
 - a letter, mark, number, punctuation or symbol is what Unicode 15.0 says it is: `as_of_unicode_15`.
 
-tests/tokenizer/test_pretokenizers.py holds every row against the live llama.cpp. Not here, because their tokens are
-not in the byte alphabet of GPT-2: gemma4, granite-embed-multi-311m, sarvam-moe, whitespace. Not here yet: kimi-k2.
+tests/tokenizer/test_pretokenizers.py holds every row against the live llama.cpp. The names whose tokens are characters,
+not in the byte alphabet of GPT-2, have rows of their own: OF_CHARACTERS.
 """
 
 from __future__ import annotations
@@ -35,12 +35,31 @@ class PreTokenizer:
         ignore_merges: a word that is a token as a whole becomes that token, whatever the merges say.
         add_bos: whether BOS is added where the file does not say.
         has_default_bos: whether BOS has an id (llama.cpp's 11) where the file does not say.
+        needs_merges: whether the file must have merges.
     """
 
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
     has_default_bos: bool = True
+    needs_merges: bool = True
+
+
+@dataclass(frozen=True)
+class CharacterPreTokenizer:
+    """What llama.cpp ties to a `pre` name whose tokens are text as it stands (byte_encode = false).
+
+    Attributes:
+        words: what it matches is a word; what lies between two matches is left out.
+        space: what a space becomes before that, and what it is in tokens.
+        whole_line_ends: line ends in a row that are a token become that token, whatever the merges say.
+        always_bos: BOS is added whatever the file says.
+    """
+
+    words: re.Pattern[str]
+    space: str
+    whole_line_ends: bool = False
+    always_bos: bool = False
 
 
 DEFAULT = "default"
@@ -158,6 +177,12 @@ _EXAONE_MOE = (  # 521
     rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
 )
+_HAN = (  # unicode_cpt_is_han in src/unicode.cpp
+    r"\x{3400}-\x{4DBF}\x{4E00}-\x{9FFF}\x{F900}-\x{FAFF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{2F800}-\x{2FA1F}"
+)
+_KIMI = (  # 463: unicode_regex_split_custom_kimi_k2
+    rf"[{_HAN}]+|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}&&[^{_HAN}]]+{_CONTRACTION}?|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACE}",
+)
 _MINICPM5 = (r"\p{N}{1,3}", rf"{_CONTRACTION}|{_WORD}|\p{{N}}+|{_SIGNS}|{_SPACE}")  # 546
 
 _LLAMA3_GROUP = PreTokenizer(_LLAMA3, ignore_merges=True, add_bos=True)
@@ -242,6 +267,7 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     "hunyuan-dense": PreTokenizer(_DEEPSEEK_V3),  # 2385
     "hy_v4": PreTokenizer(_DEEPSEEK_V3),  # 2389
     "joyai-llm": PreTokenizer(_DEEPSEEK_V3),  # 2393
+    "kimi-k2": PreTokenizer(_KIMI, needs_merges=False),  # 2397, 1999
     "ufakzeka": PreTokenizer(_UFAKZEKA),  # 2401
     "grok-2": PreTokenizer(_QWEN2),  # 2405
     "afmoe": PreTokenizer(_AFMOE),  # 2409
@@ -249,6 +275,20 @@ PRETOKENIZERS: dict[str, PreTokenizer] = {
     "minimax-m2": PreTokenizer(_GPT4O),  # 2417
     "solar-open": PreTokenizer(_QWEN2),  # 2421
     "mellum2": PreTokenizer(_DIGITS_THEN_GPT2),  # 2425
+}
+
+_LINES = re.compile(r"[^\n]+|\n+")  # 533, 541
+_NO_WHITE_SPACE = re.compile(  # 1730; Python's own \s has U+001C to U+001F besides
+    r"[^\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+"
+)
+SPACE = "\u2581"
+_GEMMA4 = CharacterPreTokenizer(_LINES, SPACE, whole_line_ends=True, always_bos=True)  # 637, 2653
+
+OF_CHARACTERS: dict[str, CharacterPreTokenizer] = {
+    "gemma4": _GEMMA4,  # 2232
+    "granite-embed-multi-311m": _GEMMA4,  # 2233
+    "sarvam-moe": CharacterPreTokenizer(_LINES, SPACE),  # 2237
+    "whitespace": CharacterPreTokenizer(_NO_WHITE_SPACE, " "),  # 2248; the model of this name alone leaves out spaces
 }
 
 # Code points that Oniguruma (Unicode 16) gives a class and llama.cpp's table (src/unicode-data.cpp, Unicode 15.0)

@@ -13,7 +13,7 @@ and how it behaves; _compile_jinja_template in transformers' utils/chat_template
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError, nodes
@@ -259,4 +259,6 @@ def _tojson(
     """JSON as text, without the HTML escapes of Jinja's own."""
     if indent is not None and indent > MAX_INDENT:
         raise TemplateLimit(f"tojson() with an indent of more than {MAX_INDENT}")
+    if isinstance(value, Generator):  # of `map` and `select`: llama.cpp's give lists
+        value = list(value)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -2,8 +2,9 @@
 
 Source: common/chat.cpp in llama.cpp, as vendored in llama-cpp-python 0.3.36; numbers are its lines. Messages are
 rewritten as there for templates that know no system role or want tool arguments as objects (1277-1291,
-capabilities.py). llama-server also rewrites them for templates that want content in parts (1242), and has code of its
-own for some families (1090); that is left out: such a template refuses, or gets the messages as they are.
+capabilities.py), and for some families (families.py). Left out is what it does for templates that want all content in
+parts (1242) and for the order of DeepSeek V4's and the form of Gemma 4's tool results (1187, 1199): such a template
+refuses, or gets the messages as they are.
 
 A template is a stranger's program, so it runs in a process of its own (template_process.py).
 """
@@ -18,11 +19,13 @@ from typing import Any
 
 from gguflora.errors import DataError, UsageError
 from gguflora.tokenizer.capabilities import (
+    shows_thinking,
     takes_system_message,
     wants_argument_objects,
     with_argument_objects,
     with_system_in_next,
 )
+from gguflora.tokenizer.families import rewritten
 from gguflora.tokenizer.template_process import TemplateFailure, TemplateProcess, template_process
 
 MAX_MESSAGE_DEPTH = 64
@@ -64,8 +67,8 @@ class ChatTemplate:
         Args:
             messages: each with `role` and `content`, and what else the template reads; plain JSON values alone.
             add_generation_prompt: end where the assistant's answer starts.
-            switches: variables that the template reads, such as `tools` or `enable_thinking` (true if not given, as
-                in llama.cpp). None is the same as absent.
+            switches: variables that the template reads, such as `tools` or `enable_thinking` (if not given, whether
+                the template shows any thinking, as in llama-server). None is the same as absent.
 
         Raises:
             DataError: the template refuses the messages, breaks a limit, or is no valid template.
@@ -74,7 +77,7 @@ class ChatTemplate:
         """
         if self.absent:
             raise DataError(self.absent)
-        plain = [_plain(message) for message in messages]
+        plain: Sequence[dict[str, Any]] = [_plain(message) for message in messages]
         if plain and plain[0].get("role") == "system" and not self._takes_system:
             plain = with_system_in_next(plain)
         if any("tool_calls" in message for message in plain) and self._wants_objects:
@@ -91,6 +94,10 @@ class ChatTemplate:
         if not self.absent:
             self._require_known(self._program(self.source), self.switches)
 
+    def reads(self, switch: str) -> bool:
+        """Whether the template looks at a switch."""
+        return not self.absent and switch in self._program(self.source).names
+
     @functools.cached_property
     def _takes_system(self) -> bool:
         return takes_system_message(lambda rows: self._rendered(rows, True, {}))
@@ -98,6 +105,10 @@ class ChatTemplate:
     @functools.cached_property
     def _wants_objects(self) -> bool:
         return wants_argument_objects(lambda rows: self._rendered(rows, True, {}))
+
+    @functools.cached_property
+    def _thinks(self) -> bool:
+        return shows_thinking(lambda rows, thinking: self._rendered(rows, True, {"enable_thinking": thinking}))
 
     def _rendered(
         self, rows: Sequence[dict[str, Any]], add_generation_prompt: bool, switches: Mapping[str, Any]
@@ -109,6 +120,9 @@ class ChatTemplate:
         self._require_known(program, given)
         if "<|channel|>" not in source:  # 1273
             rows = [row | {"role": "system"} if row.get("role") == "developer" else row for row in rows]
+        rows = rewritten(rows, source)
+        if "enable_thinking" in program.names and "enable_thinking" not in given:
+            given["enable_thinking"] = self._thinks
         variables = self._defaults() | {name: _plain(value) for name, value in given.items()} | {"messages": rows}
         if add_generation_prompt:  # absent otherwise (937)
             variables["add_generation_prompt"] = True
@@ -127,7 +141,6 @@ class ChatTemplate:
         return {
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
-            "enable_thinking": True,
             "datetime": self.now.strftime("%b %d %Y"),
             "date_string": self.now.strftime("%d %b %Y"),
         }

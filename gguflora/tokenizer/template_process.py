@@ -12,15 +12,14 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from gguflora.errors import MachineError
+from gguflora.processes import start_module
 from gguflora.tokenizer.frames import HEADER, from_body, to_frame
 
 WALL_SECONDS = 30.0  # for an answer: ten times the processor time that the worker gives itself, for a busy machine
@@ -114,18 +113,8 @@ def _shared(source: str, owner: int) -> TemplateProcess:  # noqa: ARG001 (part o
 
 
 def _start_worker() -> subprocess.Popen[bytes]:
-    # The same package as ours wherever we have it from, and nothing that happens to lie in the current folder (-P).
-    path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
     try:
-        return subprocess.Popen(
-            [sys.executable or "", "-P", "-m", "gguflora.tokenizer.template_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            env=os.environ | {"PYTHONPATH": path},
-            start_new_session=True,  # an interrupt from the terminal is for us, who may want to finish a step
-        )
+        return start_module("gguflora.tokenizer.template_worker", stderr=subprocess.DEVNULL, bufsize=0)
     except OSError as error:
         raise MachineError(
             f"A chat template runs in a process of its own, and none could be started ({error.strerror or error}): "

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gguflora.errors import DataError, ModelError
+from gguflora.errors import DataError
 from gguflora.gguf import GgufFile
 from gguflora.tokenizer.bpe import build_bpe
+from gguflora.tokenizer.character_bpe import build_character_bpe
 from gguflora.tokenizer.partition import SpecialToken, Starts, by_start, partition, possible_in, special_tokens
+from gguflora.tokenizer.pretokenizers import OF_CHARACTERS, PRETOKENIZERS
 from gguflora.tokenizer.special_tokens import TokenType
 from gguflora.tokenizer.spm import build_spm
 from gguflora.tokenizer.vocabulary import Vocabulary, read_vocabulary
@@ -33,6 +35,10 @@ class Tokenizer:
     vocabulary: Vocabulary
     engine: Engine
     specials: tuple[SpecialToken, ...]
+
+    def __reduce__(self) -> tuple[Callable[[Vocabulary], Tokenizer], tuple[Vocabulary]]:
+        """Pickled as its vocabulary: the engine is built again."""
+        return build_tokenizer, (self.vocabulary,)
 
     @functools.cached_property
     def _starts(self) -> Starts:
@@ -131,18 +137,20 @@ def load_tokenizer(gguf: GgufFile) -> Tokenizer:
         FileError: its vocabulary is missing or contradicts itself.
         ModelError: its kind of tokenizer is not supported.
     """
-    vocabulary = read_vocabulary(gguf)
-    return Tokenizer(vocabulary, _engine(gguf, vocabulary), special_tokens(vocabulary))
+    return build_tokenizer(read_vocabulary(gguf))
 
 
-def _engine(gguf: GgufFile, vocabulary: Vocabulary) -> Engine:
-    match vocabulary.model:
-        case "gpt2":
-            return build_bpe(vocabulary)
-        case "llama":
-            return build_spm(vocabulary)
-        case other:
-            raise ModelError(f"{gguf.path} has a tokenizer of the kind {other!r}, which is not supported.")
+def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:
+    """The tokenizer of a vocabulary."""
+    return Tokenizer(vocabulary, _engine(vocabulary), special_tokens(vocabulary))
+
+
+def _engine(vocabulary: Vocabulary) -> Engine:
+    if vocabulary.model == "llama":
+        return build_spm(vocabulary)
+    if vocabulary.pre in OF_CHARACTERS:
+        return build_character_bpe(vocabulary, OF_CHARACTERS[vocabulary.pre])
+    return build_bpe(vocabulary, PRETOKENIZERS[vocabulary.pre])
 
 
 def _check_encodable(text: str) -> None:

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from gguflora.errors import FileError, ModelError
+from gguflora.errors import FileError
 from gguflora.gguf import GgufFile
 from gguflora.tokenizer.alphabet import BYTE_TO_CHARACTER
-from gguflora.tokenizer.pretokenizers import DEFAULT, PRETOKENIZERS, PreTokenizer
+from gguflora.tokenizer.kind import KEY, SPM, Defaults, defaults_of, read_flag, read_kind
+from gguflora.tokenizer.pretokenizers import OF_CHARACTERS, PRETOKENIZERS
 from gguflora.tokenizer.special_tokens import ROLES, TokenType, find_endings
 
 _log = logging.getLogger(__name__)
 
-_PREFIX = "tokenizer.ggml."
 _ELEMENTS = {str: "text", int: "whole numbers", (int, float): "numbers"}
 _OLD_KEYS = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}  # 2610
 
@@ -33,11 +33,11 @@ class Vocabulary:
     """Tokens, merges and special tokens of one model. Ids are None where the model has no such token.
 
     Attributes:
-        model: `tokenizer.ggml.model`: gpt2 for byte-level BPE, llama for SentencePiece.
-        pre: `tokenizer.ggml.pre`, a key of PRETOKENIZERS for BPE.
+        model: `tokenizer.ggml.model`: llama for SentencePiece, else one of the kinds of BPE.
+        pre: `tokenizer.ggml.pre`, for BPE a key of PRETOKENIZERS or OF_CHARACTERS.
         tokens: text of each token, as in the file.
         token_types: a TokenType for each token, with llama.cpp's corrections.
-        merges: `left right`, most important first; those that can't apply are left out. For BPE.
+        merges: `left right`, most important first, none twice; those that can't apply are left out. For BPE.
         scores: of each token, the highest merges first. For SentencePiece.
         eot: the end-of-turn token.
         add_bos: whether encoding with `add_special` puts `bos` first; add_eos: and `eos` last.
@@ -69,21 +69,6 @@ class Vocabulary:
         """Id of each token's text."""
         return dict(zip(self.tokens, range(len(self.tokens)), strict=True))
 
-    @property
-    def pretokenizer(self) -> PreTokenizer:
-        """The row of `pre`, for a BPE model."""
-        return PRETOKENIZERS[self.pre]
-
-
-@dataclass(frozen=True)
-class _Defaults:
-    """What llama.cpp assumes for a `tokenizer.ggml.model` where the file says nothing."""
-
-    bos: int | None
-    eos: int | None
-    unknown: int | None
-    add_bos: bool
-
 
 def read_vocabulary(gguf: GgufFile) -> Vocabulary:
     """Read the vocabulary of an opened GGUF.
@@ -92,17 +77,16 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
         FileError: the file has no tokens or merges, or they contradict each other or the weights.
         ModelError: a kind of tokenizer, or a `pre`, that is not supported.
     """
-    model = _model(gguf)
-    pre = _pre(gguf, model)
-    defaults = _defaults(model, pre)
+    model, pre = read_kind(gguf)
+    defaults = defaults_of(model, pre)
     tokens = _tokens(gguf)
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         raise FileError(f"{gguf.path} is not valid: {len(tokens) - len(ids)} of its tokens stand in it twice.")
     given = _special_ids(gguf, len(tokens), defaults)
     endings = find_endings(ids, _token_types(gguf, tokens), given)
-    add_bos = _flag(gguf, "add_bos_token", defaults.add_bos)
-    add_eos = _flag(gguf, "add_eos_token", False)
+    add_bos = read_flag(gguf, "add_bos_token", defaults.add_bos) or defaults.always_bos
+    add_eos = read_flag(gguf, "add_eos_token", False)
     for name, add in (("bos", add_bos), ("eos", add_eos)):
         if add and given[name] is None:
             raise FileError(f"{gguf.path} is not valid: it asks for a {name} token in every text but has none.")
@@ -112,8 +96,8 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
         pre=pre,
         tokens=tokens,
         token_types=endings.token_types,
-        merges=_merges(gguf, ids) if model == "gpt2" else [],
-        scores=_scores(gguf, len(tokens)) if model == "llama" else [],
+        merges=_merges(gguf, ids, pre) if model != SPM else [],
+        scores=_scores(gguf, len(tokens)) if model == SPM else [],
         bos=given["bos"],
         eos=given["eos"],
         eot=endings.eot,
@@ -124,49 +108,13 @@ def read_vocabulary(gguf: GgufFile) -> Vocabulary:
         eog=endings.eog,
         lstrip=lstrip,
         rstrip=rstrip,
-        add_space_prefix=_flag(gguf, "add_space_prefix", True) if model == "llama" else False,  # 2432
+        add_space_prefix=read_flag(gguf, "add_space_prefix", True) if model == SPM else False,  # 2432
     )
-
-
-def _model(gguf: GgufFile) -> str:
-    model = gguf.metadata.get(_PREFIX + "model")
-    if model is None:
-        raise FileError(f"{gguf.path} has no tokenizer (no {_PREFIX}model): take a GGUF of the whole model.")
-    if model not in ("gpt2", "llama"):
-        raise ModelError(f"{gguf.path} has a tokenizer of the kind {model!r}, which is not supported.")
-    return str(model)
-
-
-def _pre(gguf: GgufFile, model: str) -> str:
-    pre = gguf.metadata.get(_PREFIX + "pre", "")
-    if model != "gpt2":  # only BPE cuts words (2154)
-        return str(pre)
-    if pre == "":
-        _log.warning(
-            "%s does not say how its tokenizer cuts words (no %spre): taking llama.cpp's default, "
-            "which may fit the model badly.",
-            gguf.path,
-            _PREFIX,
-        )
-        return DEFAULT
-    if pre not in PRETOKENIZERS:
-        raise ModelError(
-            f"{gguf.path} has {_PREFIX}pre = {pre!r}, which is not supported; known are: "
-            f"{', '.join(sorted(PRETOKENIZERS))}."
-        )
-    return str(pre)
-
-
-def _defaults(model: str, pre: str) -> _Defaults:
-    if model == "llama":
-        return _Defaults(bos=1, eos=2, unknown=0, add_bos=True)  # 1972, 2430
-    row = PRETOKENIZERS[pre]
-    return _Defaults(bos=11 if row.has_default_bos else None, eos=11, unknown=None, add_bos=row.add_bos)  # 2032
 
 
 def _array(gguf: GgufFile, name: str, kind: type | tuple[type, ...]) -> list[Any] | None:
     """The metadata array tokenizer.ggml.<name>; None where the file has none."""
-    key = _PREFIX + name
+    key = KEY + name
     if key not in gguf.metadata:
         return None
     values = gguf.metadata[key]
@@ -179,7 +127,7 @@ def _array(gguf: GgufFile, name: str, kind: type | tuple[type, ...]) -> list[Any
 def _tokens(gguf: GgufFile) -> list[str]:
     tokens = _array(gguf, "tokens", str)
     if not tokens:
-        raise FileError(f"{gguf.path} has no tokens ({_PREFIX}tokens): take a GGUF of the whole model.")
+        raise FileError(f"{gguf.path} has no tokens ({KEY}tokens): take a GGUF of the whole model.")
     embedding = gguf.tensors.get("token_embd.weight")
     if embedding is not None and embedding.shape[0] != len(tokens):
         raise FileError(
@@ -216,13 +164,13 @@ def _scores(gguf: GgufFile, n_tokens: int) -> list[float]:
     return [float(score) for score in exact]
 
 
-def _special_ids(gguf: GgufFile, n_tokens: int, defaults: _Defaults) -> dict[str, int | None]:
+def _special_ids(gguf: GgufFile, n_tokens: int, defaults: Defaults) -> dict[str, int | None]:
     """The ids that the file states for each role, or llama.cpp's defaults where those exist in this vocabulary."""
     found: dict[str, int | None] = {"bos": defaults.bos, "eos": defaults.eos, "unknown": defaults.unknown}
     found = {role: token if token is not None and token < n_tokens else None for role, token in found.items()}
     for role in ("bos", "eos", "unknown", "padding", *ROLES):
         for name in (role, _OLD_KEYS.get(role, role)):
-            stated = _special_id(gguf, f"{_PREFIX}{name}_token_id", n_tokens)
+            stated = _special_id(gguf, f"{KEY}{name}_token_id", n_tokens)
             found[role] = found.get(role) if stated is None else stated
     return found
 
@@ -236,18 +184,18 @@ def _special_id(gguf: GgufFile, key: str, n_tokens: int) -> int | None:
     return token
 
 
-def _flag(gguf: GgufFile, name: str, default: bool) -> bool:
-    value = gguf.metadata.get(_PREFIX + name, default)
-    if not isinstance(value, bool):
-        raise FileError(f"{gguf.path} is not valid: {_PREFIX}{name} is {value!r}, not true or false.")
-    return value
+def _merges(gguf: GgufFile, ids: Mapping[str, int], pre: str) -> list[str]:
+    """The merges that can apply: both parts can exist, the result is a token; of equal ones the first (2027).
 
-
-def _merges(gguf: GgufFile, ids: Mapping[str, int]) -> list[str]:
-    """The merges that can apply: both parts can exist, the result is a token; of equal ones the first (2027)."""
+    Where tokens are characters all of them can: a part that is no token becomes its bytes' tokens.
+    """
     merges = _array(gguf, "merges", str)
+    if merges is None and pre in PRETOKENIZERS and not PRETOKENIZERS[pre].needs_merges:
+        return []
     if merges is None:
-        raise FileError(f"{gguf.path} has no merges ({_PREFIX}merges): take a GGUF of the whole model.")
+        raise FileError(f"{gguf.path} has no merges ({KEY}merges): take a GGUF of the whole model.")
+    if pre in OF_CHARACTERS:
+        return list(dict.fromkeys(merges))
     parts = ids.keys() | set(BYTE_TO_CHARACTER)
     kept: dict[str, None] = {}
     for merge in merges:

@@ -17,12 +17,17 @@ from gguflora.events import Halved
 from gguflora.model import Workspace
 from gguflora.train.state import State, named_parameters
 
+_REFUSED = (
+    "can't allocate memory",  # c10/core/impl/alloc_cpu.cpp
+    "could not create a primitive",  # oneDNN's, whose buffers torch does not allocate; it keeps the cause to itself
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: Python's, torch's on the CPU (a plain RuntimeError there), or a GPU's."""
+    """Whether an allocation failed: Python's, torch's or oneDNN's on a CPU (a plain RuntimeError there), or a GPU's."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSED)
 
 
 def make_room(state: State, work: Workspace | None, lengths: Sequence[int], error: BaseException) -> Halved:

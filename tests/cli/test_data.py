@@ -11,7 +11,11 @@ from typing import Any
 
 import pytest
 
+from gguflora.data import Example
+from gguflora.errors import MachineError
+from gguflora.run import template_check
 from gguflora.run.data_check import histogram
+from gguflora.tokenizer import CHATML
 from tests.runs import command
 from tests.tiny import tiny_llama
 
@@ -121,7 +125,104 @@ def test_check_counts_by_hand(model: Path, tmp_path: Path, capsys: pytest.Captur
         "steps_per_epoch": 2,
         "total_steps": 4,
         "warnings": [],
+        "templates": None,
     }
+
+
+def test_check_compares_conversations_of_each_shape_with_llama_server(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    system = {"system": "s", "user": "q", "assistant": "a"}
+    data = dataset(tmp_path, chat("q", "a"), chat("another", "b"), system, {"prompt": "x", "completion": "y"})
+    assert checked(capsys, model, data)["templates"] == {"compared": 2, "equal": 2, "differences": [], "problem": ""}
+    assert command("data", "check", model, data) == 0
+    assert "templates: 2 of 2 equal llama-server's\n" in capsys.readouterr().out
+
+
+# llama-server takes what has this mark for Gemma 4's and adds a turn of the model behind <turn|>.
+RENDERED_OTHERWISE = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}<turn|>\n{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<turn|>\n{% endif %}{# '<|tool_call>call:' #}"
+)
+
+
+def test_check_shows_both_texts_where_they_differ(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    template = tmp_path / "t.jinja"
+    template.write_text(RENDERED_OTHERWISE)
+    data = dataset(tmp_path, chat("Hello", "a"))
+    options = (model, data, "--chat-template", template)
+    [difference] = checked(capsys, *options)["templates"]["differences"]
+    end = "Hello<|im_end|><turn|>\n"
+    assert difference == {
+        "source": f"{data}:1",
+        "place": len(end),
+        "ours": end[-20:],
+        "theirs": f"{end[-20:]}<|turn>model\n",
+    }
+    assert command("data", "check", *options) == 0
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "templates: 0 of 1 equal llama-server's",
+        f"warning: {data}:1 is rendered otherwise by llama-server, from character 23 on:",
+        r"  ours           'lo<|im_end|><turn|>\n'",
+        r"  llama-server's 'lo<|im_end|><turn|>\n<|turn>model\n'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [
+        (
+            "available",
+            "not compared with llama-server's (llama-server is not installed: pip install 'gguflora[llamacpp]')",
+        ),
+        ("LlamaServer", "not compared with llama-server's (llama-server could not be started: no memory)"),
+    ],
+)
+def test_check_says_in_one_line_why_nothing_was_compared(
+    what: str,
+    line: str,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def fails(*_: object, **__: object) -> bool:
+        if what == "LlamaServer":
+            raise MachineError("no memory.")
+        return False
+
+    monkeypatch.setattr(template_check, what, fails)
+    assert command("data", "check", model, dataset(tmp_path, chat("q", "a"))) == 0
+    assert f"templates: {line}\n" in capsys.readouterr().out
+
+
+def test_the_conversations_compared_are_the_first_of_each_shape():
+    def talk(*roles: str, said: str = "x") -> Example:
+        return Example.messages([{"role": role, "content": said} for role in roles])
+
+    thinking = Example.messages(
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x", "reasoning_content": "hm"}]
+    )
+    first, turns = talk("user", "assistant"), talk("user", "assistant", "user", "assistant")
+    examples = [first, talk("user", "assistant", said="y"), thinking, Example.completion("a", "b"), turns, first]
+    assert template_check.distinct(examples) == [first, thinking, turns]
+    many = [talk("user", *["user"] * length, "assistant") for length in range(20)]
+    assert template_check.distinct(many) == many[: template_check.MOST]
+
+
+def test_show_notes_what_is_not_trained_as_one_might_expect(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    template = tmp_path / "t.jinja"
+    template.write_text(CHATML.replace("assistant\\n", "assistant\\n<think>\\n"))
+    data = dataset(tmp_path, chat("q", "a"))
+    assert command("data", "show", model, data, "--chat-template", template) == 0
+    head, note, text = capsys.readouterr().out.split("\n", 2)
+    assert head.startswith(f"{data}:1: ")
+    assert note == (
+        "note: answers without reasoning where the chat template has a place for it: the model learns to think nothing"
+    )
+    assert text == "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n[\n</think>\n\na<|im_end|>]\n\n"
 
 
 def test_check_counts_steps_of_tokens(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -148,6 +249,21 @@ def test_check_names_what_is_cut_and_what_never_ends(model: Path, tmp_path: Path
         "  up to     32        1  ########################################",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize("what", ["train", "eval", "data check"])
+def test_progress_never_stands_among_what_is_for_programs(
+    what: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """It is text on standard error, here for work that takes no time at all."""
+    monkeypatch.setattr("gguflora.report.progress._QUIET", 0.0)
+    monkeypatch.setattr("gguflora.report.progress._LINES", 0.0)
+    data = dataset(tmp_path, *({"prompt": text, "completion": "b"} for text in "wxyz"))
+    options = ["--output-dir", tmp_path / "out", "--dry-run"] if what == "train" else []
+    assert command(*what.split(), model, data, "--json", *options) == 0
+    told = capsys.readouterr()
+    assert [type(json.loads(line)) for line in told.out.splitlines()] == [dict] * len(told.out.splitlines())
+    assert "encoding: 1 of 4 examples, about 0 s left\n" in told.err
 
 
 def test_check_counts_all_and_names_the_first(

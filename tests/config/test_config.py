@@ -52,9 +52,10 @@ def test_the_defaults_are_the_documented_ones():
         "threads": None,
         "dtype": "auto",
         "weights": "auto",
-        "micro_batch_tokens": 2048,
+        "micro_batch_tokens": None,
         "packing": "on",
-        "recompute": "off",
+        "recompute": "auto",
+        "memory": None,
         "kernels": "auto",
     }
 
@@ -139,6 +140,15 @@ WRONG = {
         {"recompute": "maybe"},
         {"kernels": "fast"},
         {"kernels": "reference", "recompute": "on"},
+        {"memory": "much"},
+        {"memory": ""},
+        {"memory": "0GB"},
+        {"memory": "-1GB"},
+        {"memory": "1.5.2GB"},
+        {"memory": "1e9"},
+        {"memory": "nan"},
+        {"memory": "1GiBB"},
+        {"kernels": "reference", "memory": "1GB"},
     ],
 }
 
@@ -218,3 +228,26 @@ def test_no_option_is_listed_twice():
     assert {name for name, value in vars(config).items() if dataclasses.is_dataclass(value)} == {
         r.__name__ for r in RECORDS
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1.5GB", 1_500_000_000),
+        ("1.5 GB", 1_500_000_000),
+        ("1.5gb", 1_500_000_000),
+        ("900MB", 900_000_000),
+        ("900MiB", 943_718_400),
+        ("2GiB", 2_147_483_648),
+        ("2gib", 2_147_483_648),
+        (".5GB", 500_000_000),
+        ("64KiB", 65_536),
+        ("1TB", 10**12),
+        ("800000000", 800_000_000),
+        ("800000000B", 800_000_000),
+        (" 1GB ", 10**9),
+    ],
+)
+def test_memory_is_read_as_people_write_it(text: str, size: int):
+    """MB and GB are powers of ten, MiB and GiB powers of two (IEC 80000-13)."""
+    assert ComputeConfig(memory=text).memory_bytes == size

@@ -105,3 +105,21 @@ def test_a_conversation_without_messages_or_with_too_many_is_refused():
 def test_a_message_without_role_or_content_is_refused():
     with pytest.raises(DataError, match="a message has no content; give it both"):
         Example.messages([{"role": "user"}])
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ([], ""),
+        (["a"], "a"),
+        (["a\n", "b"], "a\n\nb"),
+        (["", "b"], "b"),
+        (["a", "", "b"], "a\n\nb"),
+        (["a", ""], "a\n"),
+    ],
+)
+def test_content_in_parts_is_their_text_line_by_line(parts: list[str], text: str):
+    """As concat_content_parts does it in llama.cpp's common/chat.cpp, read by hand."""
+    content = [{"type": "text", "text": part} for part in parts]
+    [message] = Example.messages([{"role": "user", "content": content}]).content.messages  # type: ignore[union-attr]
+    assert message == Message("user", text)

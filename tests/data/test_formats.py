@@ -238,9 +238,17 @@ BAD = {
     "message without content": (CHAT % b'{"role": "assistant"}', r":1: messages\[1\] must be an object"),
     "wrong role": (CHAT % b'{"role": "bot", "content": "a"}', r":1: messages\[1\]: the role 'bot' is not known; use"),
     "null content": (CHAT % b'{"role": "assistant", "content": null}', r":1: messages\[1\]: .*is null; it must be"),
-    "content parts": (
-        CHAT % b'{"role": "assistant", "content": []}',
-        r":1: messages\[1\]: .*is of type list; it must be",
+    "a picture": (
+        CHAT % b'{"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "image_url"}]}',
+        r":1: messages\[1\]: a message's content has a part of type 'image_url'; only parts of text can be trained",
+    ),
+    "a part that is no object": (
+        CHAT % b'{"role": "assistant", "content": ["a"]}',
+        r":1: messages\[1\]: a message's content has a part that is no text",
+    ),
+    "a part without text": (
+        CHAT % b'{"role": "assistant", "content": [{"type": "text", "text": null}]}',
+        r":1: messages\[1\]: a message's content has a part that is no text",
     ),
     "message weight": (
         CHAT % b'{"role": "assistant", "content": "a", "weight": 0}',

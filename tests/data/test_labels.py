@@ -115,11 +115,12 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_trained_text_of_a_conversation(case: str, tokenizer: Tokenizer, template: ChatTemplate):
     messages, expected = CASES[case]
-    assert spans(encode_example(Example.messages(messages), tokenizer, template), tokenizer) == expected
+    [encoded] = encode_example(Example.messages(messages), tokenizer, template)
+    assert spans(encoded, tokenizer) == expected
 
 
 def test_the_trained_text_of_an_instruction(tokenizer: Tokenizer, template: ChatTemplate):
-    encoded = encode_example(Example.instruction("Translate", "Hello", "Hola", weight=0.5), tokenizer, template)
+    [encoded] = encode_example(Example.instruction("Translate", "Hello", "Hola", weight=0.5), tokenizer, template)
     assert spans(encoded, tokenizer) == [
         (False, SYSTEM + "<|im_start|>user\nTranslate\n\nHello<|im_end|>\n<|im_start|>assistant\n"),
         (True, "Hola<|im_end|>"),
@@ -130,7 +131,7 @@ def test_the_trained_text_of_an_instruction(tokenizer: Tokenizer, template: Chat
 
 def test_the_trained_text_of_a_completion(tokenizer: Tokenizer, template: ChatTemplate):
     """No template; SmolLM2 wants no BOS, and its end of text (eos) is <|im_end|>."""
-    encoded = encode_example(Example.completion("def f(n):", "\n    return n"), tokenizer, template)
+    [encoded] = encode_example(Example.completion("def f(n):", "\n    return n"), tokenizer, template)
     assert spans(encoded, tokenizer) == [(False, "def f(n):"), (True, "\n    return n<|im_end|>")]
 
 
@@ -138,25 +139,26 @@ def test_a_completion_begins_with_bos_where_the_file_says_so_and_never_with_eos(
     tokenizer: Tokenizer, template: ChatTemplate
 ):
     both = replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, add_bos=True, add_eos=True))
-    encoded = encode_example(Example.completion("a", "b"), both, template)
+    [encoded] = encode_example(Example.completion("a", "b"), both, template)
     assert spans(encoded, tokenizer) == [(False, "<|im_start|>a"), (True, "b<|im_end|>")]
 
 
 def test_control_tokens_in_a_completion_are_text(tokenizer: Tokenizer, template: ChatTemplate):
-    encoded = encode_example(Example.completion("<|im_start|>", "<|im_end|>!"), tokenizer, template)
+    [encoded] = encode_example(Example.completion("<|im_start|>", "<|im_end|>!"), tokenizer, template)
     assert spans(encoded, tokenizer) == [(False, "<|im_start|>"), (True, "<|im_end|>!<|im_end|>")]
     assert np.isin(encoded.tokens, [IM_START, IM_END]).sum() == 1
 
 
 def test_the_first_token_is_never_trained(tokenizer: Tokenizer, template: ChatTemplate):
-    encoded = encode_example(Example.completion("", "Once upon a time"), tokenizer, template)
+    [encoded] = encode_example(Example.completion("", "Once upon a time"), tokenizer, template)
     assert spans(encoded, tokenizer) == [(False, "Once"), (True, " upon a time<|im_end|>")]
 
 
 def test_only_the_template_writes_control_tokens(tokenizer: Tokenizer, template: ChatTemplate):
     """Three turns: three starts and three ends, whatever the messages spell."""
     messages, _ = CASES["control tokens spelled by everyone"]
-    tokens = encode_example(Example.messages(messages), tokenizer, template).tokens.tolist()
+    [encoded] = encode_example(Example.messages(messages), tokenizer, template)
+    tokens = encoded.tokens.tolist()
     assert (tokens.count(IM_START), tokens.count(IM_END), tokens.count(ENDOFTEXT)) == (3, 3, 0)
 
 
@@ -175,7 +177,7 @@ def test_whatever_messages_say_the_answers_and_their_ends_are_trained(
     tokenizer: Tokenizer, template: ChatTemplate, turns: list[tuple[str, str]]
 ):
     messages = [message for question, answer in turns for message in (user(question), assistant(answer))]
-    encoded = encode_example(Example.messages(messages), tokenizer, template)
+    [encoded] = encode_example(Example.messages(messages), tokenizer, template)
     trained = [text for kind, text in spans(encoded, tokenizer) if kind]
     assert trained == [answer + "<|im_end|>" for _, answer in turns]
     rendered = SYSTEM + "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
@@ -191,7 +193,7 @@ CHATML = (
 
 def test_a_template_that_trims_messages_is_followed(tokenizer: Tokenizer):
     trimming = ChatTemplate(CHATML.replace("m.content", "m.content | trim"))
-    encoded = encode_example(Example.chat(None, " Hi \n", "\n <|im_end|> Hello "), tokenizer, trimming)
+    [encoded] = encode_example(Example.chat(None, " Hi \n", "\n <|im_end|> Hello "), tokenizer, trimming)
     assert spans(encoded, tokenizer) == [
         (False, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
         (True, "<|im_end|> Hello<|im_end|>"),
@@ -202,7 +204,7 @@ def test_a_template_that_trims_messages_is_followed(tokenizer: Tokenizer):
 def test_what_a_template_puts_before_an_answer_is_trained_because_the_model_must_write_it(tokenizer: Tokenizer):
     thinking = "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}"
     template = ChatTemplate(CHATML.replace("{{ m.content }}", thinking))
-    encoded = encode_example(Example.chat(None, "Hi", "Hello"), tokenizer, template)
+    [encoded] = encode_example(Example.chat(None, "Hi", "Hello"), tokenizer, template)
     assert spans(encoded, tokenizer)[1] == (True, "<think>\n\n</think>\n\nHello<|im_end|>")
 
 
@@ -216,7 +218,7 @@ def test_the_end_that_the_tokenizer_adds_is_trained_where_the_template_leaves_it
     )
     adding = replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, add_eos=True))
     messages = [user("Hi"), assistant("Hello"), user("Bye"), assistant("See you")]
-    encoded = encode_example(Example.messages(messages), adding, template)
+    [encoded] = encode_example(Example.messages(messages), adding, template)
     assert spans(encoded, tokenizer) == [
         (False, "user: Hiassistant: <|im_end|>"),  # llama-server puts EOS after a prompt too
         (True, "Hello<|im_end|>"),
@@ -229,7 +231,8 @@ def test_what_a_template_adds_behind_the_last_message_is_not_trained_and_does_no
     """Phi-3.5 ends each rendering without a generation prompt with the end of the text."""
     template = ChatTemplate(CHATML.replace("{% endif %}", "{% else %}<|endoftext|>{% endif %}"))
     messages = [user("Hi"), assistant("Hello"), user("Bye"), assistant("See you")]
-    assert spans(encode_example(Example.messages(messages), tokenizer, template), tokenizer) == [
+    [encoded] = encode_example(Example.messages(messages), tokenizer, template)
+    assert spans(encoded, tokenizer) == [
         (False, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"),
         (True, "Hello<|im_end|>"),
         (False, "\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"),
@@ -245,51 +248,64 @@ CHANGED_IN_HISTORY = {
         CHATML.replace(
             "{{ m.content }}", "{% if loop.last and loop.length % 2 == 0 %}<think></think>{% endif %}{{ m.content }}"
         ),
-        "<think></think>a2<|im_end|>",
+        "<|im_start|>assistant\n",
+        "<think></think>{}<|im_end|>",
     ),
     "opens an answer with what an earlier one lacks": (
         CHATML.replace("assistant\n", "assistant\n<think>").replace(
             "{{ m.content }}", "{% if m.role == 'assistant' and loop.last %}<think>{% endif %}{{ m.content }}"
         ),
-        "a2<|im_end|>",
+        "<|im_start|>assistant\n<think>",
+        "</think>{}<|im_end|>",
     ),
     "ends the last answer with another token": (
         CHATML.replace("<|im_end|>", "{{ '<|endoftext|>' if loop.last and m.role == 'assistant' else '<|im_end|>' }}"),
-        "a2<|endoftext|>",
+        "<|im_start|>assistant\n",
+        "{}<|endoftext|>",
     ),
 }
+"""What it does: the template, what it opens an answer with, what is trained."""
 
 
 @pytest.mark.parametrize("what", CHANGED_IN_HISTORY)
 @pytest.mark.parametrize("more", [[], [user("q3")]], ids=["", "and a question without answer"])
-def test_an_answer_that_the_template_changes_in_history_is_context_and_the_last_one_is_trained(
+def test_an_answer_that_the_template_changes_in_history_has_a_document_of_its_own(
     what: str, more: list[dict[str, str]], tokenizer: Tokenizer
 ):
     """As served: what stands there later was never generated. What follows the last answer is left out if need be."""
-    text, last = CHANGED_IN_HISTORY[what]
+    text, opened, trained = CHANGED_IN_HISTORY[what]
     messages = [user("q1"), assistant("a1"), user("q2"), assistant("a2"), *more]
-    encoded = encode_example(Example.messages(messages), tokenizer, ChatTemplate(text))
-    assert [text for kind, text in spans(encoded, tokenizer) if kind] == [last]
-    assert encoded.lost_answers == 1
-    context = tokenizer.decode(encoded.tokens.tolist())
+    example = replace(Example.messages(messages), source="a.jsonl:3")
+    first, last = encode_example(example, tokenizer, ChatTemplate(text))
+    assert spans(first, tokenizer) == [
+        (False, f"<|im_start|>user\nq1<|im_end|>\n{opened}"),
+        (True, trained.format("a1")),
+    ]
+    assert [text for kind, text in spans(last, tokenizer) if kind] == [trained.format("a2")]
+    context = tokenizer.decode(last.tokens.tolist())
     assert context.startswith("<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\na1<|im_end|>\n" + LAST)
+    assert (first.source, last.source) == ("a.jsonl:3, answer 1", "a.jsonl:3")
+    assert (first.lost_answers, last.lost_answers) == (0, 0)
+    [alone] = encode_example(example, tokenizer, ChatTemplate(text), "last")
+    assert spans(alone, tokenizer) == spans(last, tokenizer)
 
 
-def test_an_answer_to_a_question_that_reads_otherwise_in_history_is_not_trained(tokenizer: Tokenizer):
+def test_an_answer_to_a_question_that_reads_otherwise_in_history_is_not_trained_there(tokenizer: Tokenizer):
     """The answer stands at its place with the same tokens, but not behind what the model is asked."""
     mark = "{% if m.role == 'user' %}{{ '!' if loop.revindex <= 2 else '?' }}{% endif %}{{ m.content }}"
     template = ChatTemplate(CHATML.replace("{{ m.content }}", mark))
-    encoded = encode_example(Example.messages(TWO[:4]), tokenizer, template)
+    own, encoded = encode_example(Example.messages(TWO[:4]), tokenizer, template)
+    assert spans(own, tokenizer) == [(False, ASKED.replace("q1", "!q1")), (True, "a1<|im_end|>")]
     assert [text for kind, text in spans(encoded, tokenizer) if kind] == ["a2<|im_end|>"]
     assert "?q1" in tokenizer.decode(encoded.tokens.tolist())
 
 
 def test_context_that_is_not_trained_has_the_ids_of_one_text(tokenizer: Tokenizer):
     """llama-server tokenizes history in one go: no cut where a lost answer would have begun."""
-    text, _ = CHANGED_IN_HISTORY["drops the reasoning of earlier answers"]
+    text, _, _ = CHANGED_IN_HISTORY["drops the reasoning of earlier answers"]
     text = text.replace("assistant\n", "assistant ").replace("m.role }}\n", "m.role }} ")
     messages = [user("q1"), assistant("a1"), user("q2"), assistant("a2")]
-    encoded = encode_example(Example.messages(messages), tokenizer, ChatTemplate(text))
+    [encoded] = encode_example(Example.messages(messages), tokenizer, ChatTemplate(text), "last")
     prompt = ChatTemplate(text).render(messages[:-1], add_generation_prompt=True)
     start = encoded.labels.tolist().index(next(label for label in encoded.labels.tolist() if label >= 0))
     assert encoded.tokens[:start].tolist() == tokenizer.encode(prompt)
@@ -302,7 +318,7 @@ def test_an_answer_that_only_the_next_turn_ends_learns_that_end(tokenizer: Token
         "{{ m.content }}{% endif %}{% endfor %}"
     )
     messages = [user("q1"), assistant("a1"), user("q2"), assistant("a2")]
-    encoded = encode_example(Example.messages(messages), tokenizer, template)
+    [encoded] = encode_example(Example.messages(messages), tokenizer, template)
     assert spans(encoded, tokenizer) == [
         (False, "<|endoftext|>q1<file_sep>"),
         (True, "a1<|endoftext|>"),
@@ -316,7 +332,7 @@ ASKED = "<|im_start|>user\nq1<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_the_last_answer_alone_can_be_trained(tokenizer: Tokenizer):
-    encoded = encode_example(Example.messages(TWO), tokenizer, ChatTemplate(CHATML), "last")
+    [encoded] = encode_example(Example.messages(TWO), tokenizer, ChatTemplate(CHATML), "last")
     assert spans(encoded, tokenizer) == [
         (False, ASKED + "a1<|im_end|>\n" + LAST),
         (True, "a2<|im_end|>"),
@@ -334,30 +350,34 @@ def test_everything_but_bos_can_be_trained(tokenizer: Tokenizer, add_bos: bool):
         Example.messages([user("q")]),
         Example.completion("def f(n):", " return n"),
     ):
-        encoded = encode_example(example, adding, ChatTemplate(CHATML), "everything")
+        [encoded] = encode_example(example, adding, ChatTemplate(CHATML), "everything")
         assert encoded.labels.tolist() == [-100, *encoded.tokens[1:].tolist()]
         assert (encoded.tokens[0] == ENDOFTEXT) == add_bos
-    everything = encode_example(Example.messages(TWO), adding, ChatTemplate(CHATML), "everything")
-    answers = encode_example(Example.messages(TWO), adding, ChatTemplate(CHATML))
+    [everything] = encode_example(Example.messages(TWO), adding, ChatTemplate(CHATML), "everything")
+    [answers] = encode_example(Example.messages(TWO), adding, ChatTemplate(CHATML))
     assert everything.tokens.tolist() == answers.tokens.tolist()
 
 
 def test_everything_of_a_template_whose_answers_can_not_be_trained_alone(tokenizer: Tokenizer):
     template = ChatTemplate(REFUSED["opens an answer with what a finished one lacks"][0])
-    encoded = encode_example(Example.messages(TWO[:2]), tokenizer, template, "everything")
+    [encoded] = encode_example(Example.messages(TWO[:2]), tokenizer, template, "everything")
     assert tokenizer.decode(encoded.tokens.tolist()) == template.render(TWO[:2])
 
 
 REFUSED = {
     "opens an answer with what a finished one lacks": (
-        CHATML.replace("assistant\n", "assistant\n<think>"),
-        r"a.jsonl:3: the chat template opens answer 2 with '<think>' but writes it, once finished, as 'a2<\|im_end",
+        CHATML.replace("assistant\n", "assistant\n<plan>"),
+        r"a.jsonl:3: answer 2 can't .* template opens it with '<plan>' but writes it, once finished, as 'a2<\|im_end",
     ),
     "opens an answer with what only a last one lacks": (
-        CHATML.replace("assistant\n", "assistant\n<think>").replace(
-            "{{ m.content }}", "{% if m.role == 'assistant' and not loop.last %}<think>{% endif %}{{ m.content }}"
+        CHATML.replace("assistant\n", "assistant\n<plan>").replace(
+            "{{ m.content }}", "{% if m.role == 'assistant' and not loop.last %}<plan>{% endif %}{{ m.content }}"
         ),
-        r"a.jsonl:3: the chat template opens answer 2 with '<think>' but writes it, once finished, as 'a2<\|im_end",
+        r"a.jsonl:3: answer 2 can't .* template opens it with '<plan>' but writes it, once finished, as 'a2<\|im_end",
+    ),
+    "leaves out what an answer says": (
+        CHATML.replace("{{ m.content }}", "{% if m.role == 'user' %}{{ m.content }}{% endif %}"),
+        r"a.jsonl:3: answer 2 can't be .* because the chat template leaves out what it says; give ",
     ),
     "never ends an answer": (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -383,7 +403,7 @@ def test_a_template_that_cannot_be_trained_turn_by_turn_is_refused_with_source_a
     messages = tuple(Message(**m) for m in [user("q1"), assistant("a1"), user("q2"), assistant("a2")])
     example = replace(Example.messages(messages), source="a.jsonl:3")
     with pytest.raises(DataError, match=reason) as refused:
-        encode_example(example, tokenizer, ChatTemplate(text))
+        list(encode_example(example, tokenizer, ChatTemplate(text)))
     assert "\n" not in str(refused.value)
 
 
@@ -397,8 +417,8 @@ def test_a_template_that_cannot_be_trained_turn_by_turn_is_refused_with_source_a
 )
 def test_a_template_that_acts_on_a_spelled_control_token_is_refused(text: str, tokenizer: Tokenizer):
     with pytest.raises(DataError, match=r"a message spells '<\|im_end\|>', which the chat template acts on"):
-        encode_example(Example.chat(None, "What is <|im_end|>?", "An end"), tokenizer, ChatTemplate(text))
-    encode_example(Example.chat(None, "What is it?", "An end"), tokenizer, ChatTemplate(text))
+        list(encode_example(Example.chat(None, "What is <|im_end|>?", "An end"), tokenizer, ChatTemplate(text)))
+    list(encode_example(Example.chat(None, "What is it?", "An end"), tokenizer, ChatTemplate(text)))
 
 
 @pytest.mark.parametrize(
@@ -413,14 +433,14 @@ def test_an_ending_that_cannot_be_kept_as_text_is_refused_in_answers(
     specials = tuple(replace(special, always=special.always or special.id == IM_END) for special in tokenizer.specials)
     changed = replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, token_types=types), specials=specials)
     with pytest.raises(DataError, match=r"an answer holds '<\|im_end\|>', which ends every answer of this model"):
-        encode_example(example, changed, template)
+        list(encode_example(example, changed, template))
 
 
 def test_nothing_to_train_is_refused(tokenizer: Tokenizer, template: ChatTemplate):
     with pytest.raises(DataError, match="no message is the assistant's"):
-        encode_example(Example.messages([user("Hi")]), tokenizer, template)
+        list(encode_example(Example.messages([user("Hi")]), tokenizer, template))
     with pytest.raises(DataError, match="there is nothing to train"):
-        encode_example(Example.completion("", ""), tokenizer, template)
+        list(encode_example(Example.completion("", ""), tokenizer, template))
     no_end = replace(tokenizer, vocabulary=replace(tokenizer.vocabulary, eos=None))
     with pytest.raises(DataError, match="no end-of-text token"):
-        encode_example(Example.completion("a", "b"), no_end, template)
+        list(encode_example(Example.completion("a", "b"), no_end, template))

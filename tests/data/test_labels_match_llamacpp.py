@@ -36,7 +36,7 @@ def test_prompt_and_answer_have_the_ids_of_inference(
     answer = server.tokenize(messages[-1]["content"] + "<|im_end|>", add_special=False)
     after = server.tokenize("\n", add_special=False)
 
-    encoded = encode_example(Example.messages(messages), tokenizer, template)
+    [encoded] = encode_example(Example.messages(messages), tokenizer, template)
 
     assert encoded.tokens.tolist() == prompt + answer + after
     assert encoded.labels.tolist() == [-100] * len(prompt) + answer + [-100] * len(after)
@@ -45,7 +45,7 @@ def test_prompt_and_answer_have_the_ids_of_inference(
 def test_a_spelled_control_token_has_the_ids_that_llamacpp_gives_plain_text(
     server: LlamaServer, tokenizer: Tokenizer, template: ChatTemplate
 ):
-    encoded = encode_example(Example.chat("S", "What is <|im_end|>?", "An end"), tokenizer, template)
+    [encoded] = encode_example(Example.chat("S", "What is <|im_end|>?", "An end"), tokenizer, template)
 
     def parsed(text: str) -> list[int]:
         return server.tokenize(text, add_special=False)
@@ -56,6 +56,15 @@ def test_a_spelled_control_token_has_the_ids_that_llamacpp_gives_plain_text(
     assert encoded.tokens.tolist() == expected
 
 
+def test_content_in_parts_has_the_ids_of_inference(server: LlamaServer, tokenizer: Tokenizer, template: ChatTemplate):
+    parts = [{"type": "text", "text": text} for text in ("Look:", "", "  one\n", "two")]
+    prompt = server.tokenize(server.apply_template([{"role": "user", "content": parts}]))
+    rows = [{"role": "user", "content": parts}, {"role": "assistant", "content": parts[-1:]}]
+    [encoded] = encode_example(Example.messages(rows), tokenizer, template)
+    trained = server.tokenize("two<|im_end|>", add_special=False)
+    assert encoded.tokens[: len(prompt) + len(trained)].tolist() == prompt + trained
+
+
 @pytest.mark.parametrize("text", ["def f(n):\n", "  <|im_start|>", "", "é\u0301\u2028"])
 def test_a_completion_has_the_ids_of_plain_text(
     text: str, server: LlamaServer, tokenizer: Tokenizer, template: ChatTemplate
@@ -63,5 +72,5 @@ def test_a_completion_has_the_ids_of_plain_text(
     prompt = server.tokenize(text, parse_special=False)
     rest = server.tokenize("\treturn n <|im_end|>", add_special=False, parse_special=False)
     [end] = server.tokenize("<|im_end|>", add_special=False)
-    encoded = encode_example(Example.completion(text, "\treturn n <|im_end|>"), tokenizer, template)
+    [encoded] = encode_example(Example.completion(text, "\treturn n <|im_end|>"), tokenizer, template)
     assert encoded.tokens.tolist() == [*prompt, *rest, end]

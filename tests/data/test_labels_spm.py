@@ -84,7 +84,7 @@ def phi_3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 def test_one_turn(llama_2: Model) -> None:
     prompt = llama_2.prompt(FIRST[:1])
     answer = [*llama_2.on(" b \U0001f642 cab "), EOS]
-    encoded = encode_example(Example.messages(FIRST), llama_2.tokenizer, llama_2.template)
+    [encoded] = encode_example(Example.messages(FIRST), llama_2.tokenizer, llama_2.template)
     assert encoded.tokens.tolist() == prompt + answer
     assert encoded.labels.tolist() == [-100] * len(prompt) + answer
     # In this template prompt and answer are one text to llama.cpp: no merge crosses the join, so it gives these ids.
@@ -97,7 +97,7 @@ def test_two_turns(llama_2: Model) -> None:
     first = [*llama_2.on(" b \U0001f642 cab "), EOS]
     between = llama_2.anew("<s>[INST]  ab\n\nc [/INST]")
     second = [*llama_2.on("   abc\n "), EOS]
-    encoded = encode_example(Example.messages(FIRST + SECOND), llama_2.tokenizer, llama_2.template)
+    [encoded] = encode_example(Example.messages(FIRST + SECOND), llama_2.tokenizer, llama_2.template)
     assert encoded.tokens.tolist() == prompt + first + between + second
     assert encoded.labels.tolist() == [-100] * len(prompt) + first + [-100] * len(between) + second
     assert prompt + first + between == llama_2.prompt(FIRST + SECOND[:1])
@@ -109,7 +109,7 @@ def test_an_answer_behind_a_special_token_has_no_space_in_front(phi_3: Model) ->
     first = phi_3.on("b \U0001f642 cab<|end|>")
     between = phi_3.anew("<|end|>\n<|user|>\n ab\n\nc<|end|>\n<|assistant|>\n")[1:]
     second = phi_3.on("  abc\n<|end|>")
-    encoded = encode_example(Example.messages(FIRST + SECOND), phi_3.tokenizer, phi_3.template)
+    [encoded] = encode_example(Example.messages(FIRST + SECOND), phi_3.tokenizer, phi_3.template)
     assert encoded.tokens.tolist() == prompt + first + between + second
     assert encoded.labels.tolist() == [-100] * len(prompt) + first + [-100] * len(between) + second
     assert phi_3.tokenizer.decode(first) == "b \U0001f642 cab<|end|>"
@@ -119,7 +119,7 @@ def test_an_answer_behind_a_special_token_has_no_space_in_front(phi_3: Model) ->
 def test_a_spelled_control_token_is_text_and_its_neighbours_keep_their_ids(phi_3: Model) -> None:
     """Behind `<|user|>` the newline is swallowed and a space put, as in a message that spells nothing."""
     spelled = [{"role": "user", "content": "a <|end|> b"}, {"role": "assistant", "content": "c<|user|>"}]
-    encoded = encode_example(Example.messages(spelled), phi_3.tokenizer, phi_3.template)
+    [encoded] = encode_example(Example.messages(spelled), phi_3.tokenizer, phi_3.template)
     prompt = phi_3.anew("<s><|user|>") + phi_3.anew("a <|end|> b", parse_special=False)
     prompt += phi_3.anew("<|end|>\n<|assistant|>\n")
     answer = phi_3.going_on.tokenize("c<|user|>", add_special=False, parse_special=False) + phi_3.on("<|end|>")
@@ -132,7 +132,7 @@ def test_a_completion_goes_on_from_its_prompt(llama_2: Model, prompt: str) -> No
     """Without a prompt it is a text of its own, which begins with a space."""
     before = llama_2.server.tokenize(prompt, parse_special=False)
     rest = llama_2.on("c\n ab") if prompt else llama_2.anew("c\n ab")
-    encoded = encode_example(Example.completion(prompt, "c\n ab"), llama_2.tokenizer, llama_2.template)
+    [encoded] = encode_example(Example.completion(prompt, "c\n ab"), llama_2.tokenizer, llama_2.template)
     assert encoded.tokens.tolist() == [*before, *rest, EOS]
     assert encoded.labels.tolist() == [-100] * len(before) + [*rest, EOS]
 
@@ -144,7 +144,7 @@ def test_gemma_3_has_the_ids_of_inference(gemma3_path: Path) -> None:
     template = ChatTemplate(GEMMA, bos_token="<bos>", eos_token="<eos>", add_bos=True)
     chat = FIRST + SECOND
     with LlamaServer(gemma3_path, chat_template=GEMMA, context_length=256) as server:
-        encoded = encode_example(Example.messages(chat), tokenizer, template)
+        [encoded] = encode_example(Example.messages(chat), tokenizer, template)
         prompt = server.tokenize(server.apply_template(chat[:1]))
         history = server.tokenize(server.apply_template(chat[:3]))
         first = server.tokenize("b \U0001f642 cab<end_of_turn>", add_special=False)

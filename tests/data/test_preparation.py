@@ -7,9 +7,17 @@ from dataclasses import replace
 import pytest
 
 from gguflora.config import Overlong, TrainOn
+from gguflora.data import Named, prepare
 from gguflora.data.example import Completion, Example
-from gguflora.data.named import Named
-from gguflora.data.preparation import LOST_ANSWERS, LOST_REASONING, filter_by_length, prepare
+from gguflora.data.preparation import (
+    LONG_DOCUMENTS,
+    LOST_ANSWERS,
+    LOST_REASONING,
+    NO_REASONING,
+    OWN_DOCUMENTS,
+    WITHOUT_PLACE,
+    filter_by_length,
+)
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
 
@@ -52,16 +60,58 @@ QUESTION, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "cont
 
 
 def test_what_is_not_trained_as_it_stands_is_counted_by_source(tokenizer: Tokenizer, template: ChatTemplate):
-    """The template drops the reasoning of earlier answers, so these are context alone; SmolLM2's writes none."""
+    """The template drops the reasoning of earlier answers, so each has its own document; SmolLM2's writes none."""
     thinking = {**ANSWER, "reasoning_content": "hm"}
     plain = Example.messages([QUESTION, ANSWER] * 2)
     drops = Example.messages([QUESTION, thinking] * 2)
     prepared = prepare([plain, drops], tokenizer, ChatTemplate(CHATML), 99)
-    assert prepared.altered == {LOST_ANSWERS: Named(1, ["example 2"])}
-    first, second = (one.labels[one.labels >= 0].tolist() for one in prepared.encoded)
-    assert tokenizer.decode(first) == "b<|im_end|>b<|im_end|>"
-    assert tokenizer.decode(second) == "<think>hm</think>b<|im_end|>"
+    assert prepared.altered == {OWN_DOCUMENTS: Named(1, ["example 2"])}
+    trained = [tokenizer.decode(one.labels[one.labels >= 0].tolist()) for one in prepared.encoded]
+    assert trained == ["b<|im_end|>b<|im_end|>", "<think>hm</think>b<|im_end|>", "<think>hm</think>b<|im_end|>"]
     assert prepare([plain, drops], tokenizer, template, 199).altered == {LOST_REASONING: Named(1, ["example 2"])}
+
+
+def test_an_earlier_answer_that_can_not_be_trained_is_counted(tokenizer: Tokenizer):
+    """The template opens the first answer alone with what no finished one has."""
+    opens = "<|im_start|>assistant\n{% if messages | length == 1 %}<plan>{% endif %}"
+    template = ChatTemplate(CHATML.replace("<|im_start|>assistant\n", opens))
+    prepared = prepare([Example.messages([QUESTION, ANSWER] * 2)], tokenizer, template, 99)
+    assert prepared.altered == {LOST_ANSWERS: Named(1, ["example 1"])}
+    assert [tokenizer.decode(one.labels[one.labels >= 0].tolist()) for one in prepared.encoded] == ["b<|im_end|>"]
+
+
+def test_a_document_that_is_too_long_leaves_the_others(tokenizer: Tokenizer):
+    """The first answer's takes fewer tokens than the conversation."""
+    drops = Example.messages([QUESTION, {**ANSWER, "reasoning_content": "hm"}] * 2)
+    lengths = [len(one.tokens) for one in prepare([drops], tokenizer, ChatTemplate(CHATML), 99).encoded]
+    prepared = prepare([drops], tokenizer, ChatTemplate(CHATML), lengths[1] - 1)
+    assert [len(one.tokens) for one in prepared.encoded] == lengths[:1]
+    assert prepared.altered == {OWN_DOCUMENTS: Named(1, ["example 1"]), LONG_DOCUMENTS: Named(1, ["example 1"])}
+    assert filter_by_length([drops], tokenizer, ChatTemplate(CHATML), lengths[1] - 1) == []
+    assert filter_by_length([drops], tokenizer, ChatTemplate(CHATML), lengths[1]) == [drops]
+    prepared = prepare([drops, THREE], tokenizer, ChatTemplate(CHATML), lengths[0] - 1)
+    assert prepared.skipped == {"longer than max_length": Named(1, ["example 1"])}
+
+
+OPENS = CHATML.replace(
+    "<|im_start|>assistant\n",
+    "<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}{% else %}<think>{% endif %}",
+)
+
+
+def test_answers_that_think_nothing_are_counted_with_what_avoids_it(tokenizer: Tokenizer):
+    """The prompt opens <think>, as DeepSeek R1's does; with reasoning there is nothing to say."""
+    plain = Example.messages([QUESTION, ANSWER])
+    thinking = Example.messages([QUESTION, {**ANSWER, "reasoning_content": "hm"}])
+    template = ChatTemplate(OPENS)
+    prepared = prepare([plain, thinking], tokenizer, template, 99)
+    assert prepared.altered == {NO_REASONING + WITHOUT_PLACE: Named(1, ["example 1"])}
+    trained = [tokenizer.decode(one.labels[one.labels >= 0].tolist()) for one in prepared.encoded]
+    assert trained == ["</think>b<|im_end|>", "hm</think>b<|im_end|>"]
+    off = replace(template, switches={"enable_thinking": False})
+    assert prepare([plain], tokenizer, off, 99).altered == {}
+    always = ChatTemplate(CHATML.replace("assistant\n", "assistant\n<think>"))
+    assert prepare([plain], tokenizer, always, 99).altered == {NO_REASONING: Named(1, ["example 1"])}
 
 
 @pytest.mark.parametrize(

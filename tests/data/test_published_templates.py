@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from gguflora.data.encoded import Encoded
 from gguflora.data.example import Example
 from gguflora.data.labels import encode_example
-from gguflora.errors import DataError
 from gguflora.gguf import ValueType, open_gguf
 from gguflora.gguf.writer import Value
 from gguflora.tokenizer import ChatTemplate, Tokenizer, load_template, load_tokenizer
@@ -31,7 +30,7 @@ class Published:
         controls: its control tokens; the first two are BOS and EOS.
         opened: what it writes where generation of an answer starts, before the words.
         end: what ends an answer.
-        every: earlier answers stand in history as they were generated.
+        every: earlier answers stand in history as they were generated; else each has a document of its own.
         strips: what it takes off the words: white space at both ends ("trims"), or newlines before them ("newlines").
         system: a system message stands in history as in the prompt (Nemo's puts it into the last question alone).
         options: switches to render with.
@@ -70,6 +69,15 @@ TEMPLATES = {
         "<|startoftext|> <|return|> <|start|> <|end|> <|message|> <|channel|> <|call|>",
         "<|channel|>final<|message|>",
         "<|return|>",
+        every=False,
+    ),
+    "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": Published(
+        " ".join(
+            f"<\uff5c{name}\uff5c>"
+            for name in ("begin\u2581of\u2581sentence", "end\u2581of\u2581sentence", "User", "Assistant")
+        ),
+        "\n</think>\n\n",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
         every=False,
     ),
     "GLM-4.6": Published(
@@ -134,8 +142,7 @@ def expected(published: Published, answers: list[str]) -> list[str]:
             case _:
                 return text
 
-    chosen = answers if published.every else answers[-1:]
-    return [published.opened + kept(answer) + published.end for answer in chosen]
+    return [published.opened + kept(answer) + published.end for answer in answers]
 
 
 words = st.lists(
@@ -157,18 +164,18 @@ def test_the_answers_and_their_ends_are_trained(model: Model, system: str | None
         for turn in turns
         for role, text in zip(("user", "assistant"), turn, strict=True)
     ]
-    encoded = encode_example(Example.messages([*opening, *dialogue]), model.tokenizer, model.template)
+    documents = list(encode_example(Example.messages([*opening, *dialogue]), model.tokenizer, model.template))
     answers = expected(model.published, [answer for _, answer in turns])
-    assert trained(encoded, model.tokenizer) == answers
-    assert encoded.lost_answers == len(turns) - len(answers)
-    last = encode_example(Example.messages([*opening, *dialogue]), model.tokenizer, model.template, "last")
+    assert [text for document in documents for text in trained(document, model.tokenizer)] == answers
+    assert len(documents) == (1 if model.published.every else len(turns))
+    [last] = encode_example(Example.messages([*opening, *dialogue]), model.tokenizer, model.template, "last")
     assert trained(last, model.tokenizer) == answers[-1:]
 
 
 def test_one_bos_and_the_end_token_is_one_that_stops_generation(model: Model):
     dialogue = [("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
     messages = [{"role": role, "content": text} for role, text in dialogue]
-    encoded = encode_example(Example.messages(messages), model.tokenizer, model.template)
+    *_, encoded = encode_example(Example.messages(messages), model.tokenizer, model.template)
     vocabulary = model.tokenizer.vocabulary
     if vocabulary.add_bos:
         assert encoded.tokens.tolist().count(vocabulary.bos) == 1
@@ -177,21 +184,50 @@ def test_one_bos_and_the_end_token_is_one_that_stops_generation(model: Model):
     assert len(ends) == (2 if model.published.every else 1)
 
 
-def test_a_template_that_drops_the_system_message_from_history_is_refused_with_one(tmp_path: Path):
-    """What Mistral Nemo is asked has the system message; its finished conversation never has it."""
-    source = text_of("mistralai-Mistral-Nemo-Instruct-2407")
-    gguf = open_gguf(model_file(tmp_path / "model.gguf", "<s> </s> [INST] [/INST]", source))
-    with pytest.raises(
-        DataError, match=r"the chat template opens answer 1 with 's\\n\\nq\[/INST\]' but writes it, once fin"
-    ):
-        encode_example(Example.chat("s", "q", "a"), load_tokenizer(gguf), load_template(gguf))
+def encoded_with(tmp_path: Path, name: str, controls: str, *examples: Example) -> tuple[Tokenizer, list[list[Encoded]]]:
+    gguf = open_gguf(model_file(tmp_path / "model.gguf", controls, text_of(name)))
+    tokenizer, template = load_tokenizer(gguf), load_template(gguf)
+    return tokenizer, [list(encode_example(example, tokenizer, template)) for example in examples]
 
 
-def test_a_template_that_opens_an_answer_with_what_a_finished_one_lacks_is_refused(tmp_path: Path):
+def texts(encoded: Encoded, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Of a document with one answer: what stands before it, and what is trained."""
+    [trained_text] = trained(encoded, tokenizer)
+    before = int((encoded.labels >= 0).argmax())
+    return tokenizer.decode(encoded.tokens[:before].tolist()), trained_text
+
+
+def test_a_system_message_that_is_in_no_finished_conversation_stands_where_the_model_is_asked(tmp_path: Path):
+    """Mistral Nemo's template puts it into the last question alone, and into none once that is answered."""
+    dialogue = [("system", "s"), ("user", "q1"), ("assistant", "a1"), ("user", "q2"), ("assistant", "a2")]
+    example = Example.messages([{"role": role, "content": content} for role, content in dialogue])
+    tokenizer, [documents] = encoded_with(
+        tmp_path, "mistralai-Mistral-Nemo-Instruct-2407", "<s> </s> [INST] [/INST]", example
+    )
+    assert [texts(document, tokenizer) for document in documents] == [
+        ("<s>[INST]s\n\nq1[/INST]", "a1</s>"),
+        ("<s>[INST]q1[/INST]a1</s>[INST]s\n\nq2[/INST]", "a2</s>"),
+    ]
+
+
+def test_an_answer_goes_on_from_the_reasoning_that_the_prompt_opens(tmp_path: Path):
     """DeepSeek R1 starts generation inside of <think>, and writes a finished answer without it."""
     names = ("begin\u2581of\u2581sentence", "end\u2581of\u2581sentence", "User", "Assistant")
     controls = " ".join(f"<\uff5c{name}\uff5c>" for name in names)
-    source = text_of("deepseek-ai-DeepSeek-R1-Distill-Llama-8B")
-    gguf = open_gguf(model_file(tmp_path / "model.gguf", controls, source))
-    with pytest.raises(DataError, match=r"the chat template opens answer 1 with '<think>\\n' but writes it, once fin"):
-        encode_example(Example.chat(None, "q", "a"), load_tokenizer(gguf), load_template(gguf))
+    bos, end, user, assistant = controls.split(" ")
+    apart = {"role": "assistant", "content": "a", "reasoning_content": "so"}
+    inside = {"role": "assistant", "content": "<think>\nso\n</think>\n\na"}
+    question = {"role": "user", "content": "q"}
+    examples = [Example.chat(None, "q", "a")]
+    examples += [Example.messages([question, answer]) for answer in (apart, inside)]
+    examples.append(Example.messages([question, apart, question, apart]))
+    name = "deepseek-ai-DeepSeek-R1-Distill-Llama-8B"
+    tokenizer, [[plain], [first], [second], turns] = encoded_with(tmp_path, name, controls, *examples)
+    prompt = f"{bos}{user}q{assistant}<think>\n"
+    assert texts(plain, tokenizer) == (prompt, f"\n</think>\n\na{end}")
+    assert texts(first, tokenizer) == texts(second, tokenizer) == (prompt, f"so\n</think>\n\na{end}")
+    assert [texts(document, tokenizer) for document in turns] == [
+        (prompt, f"so\n</think>\n\na{end}"),
+        (f"{bos}{user}q{assistant}a{end}{user}q{assistant}<think>\n", f"so\n</think>\n\na{end}"),
+    ]
+    assert [one.no_reasoning for one in (plain, first, second)] == [1, 0, 0]

@@ -24,7 +24,7 @@ def encoded(tokens: list[int], trained: list[bool], weight: float = 1.0, source:
 
 SOME = [
     encoded([1, 2, 3], [False, True, True], 0.5),
-    encoded(list(range(20)), [n % 3 == 1 for n in range(20)], 1.0, "Zoë.jsonl:7, part 2", 4096, 1),
+    encoded(list(range(20)), [n % 3 == 1 for n in range(20)], 1.0, "Zoë.jsonl:7, part 2", 4096, 1, 2),
     encoded([2**31 - 1], [False], 3.0, ""),
 ]
 
@@ -40,8 +40,8 @@ def same(one: Encoded, other: Encoded) -> bool:
         and np.array_equal(one.tokens, other.tokens)
         and np.array_equal(one.labels, other.labels)
         and struct.pack("<d", one.weight) == struct.pack("<d", other.weight)
-        and (one.source, one.lost_answers, one.lost_reasoning)
-        == (other.source, other.lost_answers, other.lost_reasoning)
+        and (one.source, one.lost_answers, one.lost_reasoning, one.no_reasoning)
+        == (other.source, other.lost_answers, other.lost_reasoning, other.no_reasoning)
     )
 
 
@@ -51,7 +51,8 @@ def examples(draw: st.DrawFn) -> Encoded:
     trained = draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
     counts = st.integers(0, 4096)
     text = st.text(st.characters(exclude_categories=()))  # halves of surrogate pairs too: file names may have them
-    return encoded(tokens, trained, draw(st.floats(0, allow_infinity=False)), draw(text), draw(counts), draw(counts))
+    weight = draw(st.floats(0, allow_infinity=False))
+    return encoded(tokens, trained, weight, draw(text), draw(counts), draw(counts), draw(counts))
 
 
 @given(st.lists(examples(), max_size=12), st.binary(max_size=20))
@@ -72,8 +73,8 @@ def test_the_record_is_tokens_a_bit_for_each_and_the_source(tmp_path: Path):
     data = stored(tmp_path / "store", SOME[:1], b"notes").read_bytes()
     record = bytes.fromhex("01000000 02000000 03000000 60") + b"a:1"
     assert data[64 : 64 + len(record)] == record
-    assert data[:8] == b"ggTOKEN1"
-    assert data.endswith(struct.pack("<qdiiiHH", 64, 0.5, 3, 2, 3, 0, 0) + b"notes")
+    assert data[:8] == b"ggTOKEN2"
+    assert data.endswith(struct.pack("<qdiiiHHH", 64, 0.5, 3, 2, 3, 0, 0, 0) + b"notes")
 
 
 def test_it_is_a_sequence_like_any_other(tmp_path: Path):

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from gguflora.data import Named, prepare
 from gguflora.data.example import Conversation, Example, Message
 from gguflora.data.formats import load_jsonl, save_jsonl
 from gguflora.data.labels import encode_example
-from gguflora.data.named import Named
-from gguflora.data.preparation import prepare
 from gguflora.data.rows import rows_of, switches_of
 from gguflora.data.tools import ToolCall, read_tools
 from gguflora.errors import DataError
@@ -87,7 +86,8 @@ TOOLED = ChatTemplate(
 
 
 def test_calls_and_reasoning_are_trained_and_a_tools_answer_is_not(tokenizer: Tokenizer):
-    assert spans(encode_example(example(), tokenizer, TOOLED), tokenizer) == [
+    [encoded] = encode_example(example(), tokenizer, TOOLED)
+    assert spans(encoded, tokenizer) == [
         (
             False,
             "<|im_start|>tool weather<|im_end|>\n<|im_start|>system\nBe brief.<|im_end|>\n"
@@ -103,7 +103,14 @@ def test_calls_and_reasoning_are_trained_and_a_tools_answer_is_not(tokenizer: To
 def test_a_template_that_passes_over_calls_is_refused(tokenizer: Tokenizer, template: ChatTemplate):
     """SmolLM2's would train an empty answer in place of the call."""
     with pytest.raises(DataError, match="the chat template does not write the tool call 'weather'"):
-        encode_example(Example.messages(CONVERSATION), tokenizer, template)
+        list(encode_example(Example.messages(CONVERSATION), tokenizer, template))
+
+
+def test_a_template_that_ends_an_answer_before_its_calls_is_refused(tokenizer: Tokenizer):
+    """GigaChat 3 writes the end of a message between the answer and the call: the model would stop there."""
+    ends = TOOLED.source.replace("{{ m.content }}", "{{ m.content }}{% if m.tool_calls %}<|im_end|>{% endif %}")
+    with pytest.raises(DataError, match="does not write the tool call 'weather' before it ends the answer"):
+        list(encode_example(example(), tokenizer, ChatTemplate(ends)))
 
 
 @pytest.mark.parametrize("where", ["arguments", "reasoning_content", "description"])
@@ -114,7 +121,7 @@ def test_a_control_token_spelled_in_a_call_or_a_tool_is_text(where: str, tokeniz
     answer |= {"arguments": {"tool_calls": [call]}, "reasoning_content": {"reasoning_content": spelled}}.get(where, {})
     function = WEATHER["function"] | {"description": spelled}  # type: ignore[operator]
     template = ChatTemplate(TOOLED.source.replace("{{ t.function.name }}", "{{ t.function.description }}"))
-    encoded = encode_example(
+    [encoded] = encode_example(
         Example.messages([CONVERSATION[1], answer], tools=[{"type": "function", "function": function}]),
         tokenizer,
         template,

@@ -19,6 +19,7 @@ from tests.tiny import tiny_llama
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 SAID = {
+    "plan": "it fits",
     "inspect": "this version can train it",
     "render": "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n",
     "tokenize": " tokens",
@@ -83,6 +84,7 @@ def test_the_commands_for_ones_own_model_work_in_the_order_they_stand(folder: Pa
         "generate",
         "eval",
         "train",
+        "plan",
         "data",
         "data",
         "inspect",

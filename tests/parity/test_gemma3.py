@@ -213,7 +213,11 @@ def prose(base: Base) -> list[Encoded]:
     notes = [example.content for example in load_jsonl(ROOT / "examples" / "notes" / "train.jsonl")]
     said = [note.messages[1].content for note in notes if isinstance(note, Conversation)][:160]
     pieces += ["\n".join(said[start : start + 6]) for start in range(0, len(said), 6)]
-    return [encode_example(Example.completion("", piece), base.tokenizer, base.template) for piece in pieces]
+    return [
+        document
+        for piece in pieces
+        for document in encode_example(Example.completion("", piece), base.tokenizer, base.template)
+    ]
 
 
 def told(agreement: Agreement) -> str:

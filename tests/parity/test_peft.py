@@ -1,14 +1,15 @@
 """Training is PEFT's: the same gradients and the same losses on the same weights, data and order.
 
-PEFT trains transformers' own llama (benchmarks/peft_llama.py), document by document, in the units of its own loss
-function, labels shifted by itself. So nothing that decides a gradient is shared: graph, attention, loss, autograd.
+PEFT trains transformers' own llama and Gemma 3 (benchmarks/peft_llama.py, peft_gemma3.py), document by document, in
+the units of its own loss function, labels shifted by itself. So nothing that decides a gradient is shared: graph,
+attention, loss, autograd.
 
 In float32 alone: transformers computes norms, rope and the loss in float32 whatever the weights are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from gguflora.arch import ModelSpec, model_spec
 from gguflora.config import TrainingConfig
 from gguflora.data import Encoded, load_jsonl, pack, prepare, step_indices
 from gguflora.events import StepDone
-from gguflora.gguf import open_gguf
+from gguflora.gguf import GgufFile, open_gguf
 from gguflora.model import LoraPair, Workspace, load_decoder, with_pairs
 from gguflora.model.decoder import Decoder
 from gguflora.run.opening import open_base
@@ -29,10 +30,11 @@ from gguflora.train import Job, Method, named_parameters, new_state, train
 from gguflora.train.step import accumulate
 from tests.numerics import assert_close, relative_difference
 from tests.parity.figures import Figures
-from tests.tiny import random_adapter, tiny_llama
+from tests.tiny import random_adapter, tiny_llama, tiny_model
 from tests.tiny_training import EVERYTHING, RANK, SCALE, examples, full_adapter, random_pairs
 
 pytest.importorskip("peft", reason="PEFT is not installed (constraints.txt has it)")
+from benchmarks.peft_gemma3 import gemma3
 from benchmarks.peft_llama import copy_pairs, gguf_rows, llama, peft_parameters, with_peft
 
 GRADIENT_BOUND = 1e-4
@@ -43,7 +45,16 @@ LOSS_BOUND = 1e-3
 
 NOTES = Path(__file__).parents[2] / "examples" / "notes" / "train.jsonl"
 STEPS, BATCH, RATE = 10, 3, 1e-2
-TINY, SMOLLM2 = "llama, tiny F32", "SmolLM2-135M Q4_1, computed in float32"
+# Windows shorter than the documents, a rope of their own, and every sixth layer without.
+GEMMA3 = {
+    "qk_norm": True,
+    "post_norms": True,
+    "window": 11,
+    "window_pattern": 6,
+    "window_rope_base": 100.0,
+    "layers": 7,
+}
+TINY, SMOLLM2 = "llama and gemma3, tiny F32", "SmolLM2-135M Q4_1, computed in float32"
 MICRO_BATCH_TOKENS = 50  # so that a step has several rows, one of them with several documents
 
 METHODS = pytest.mark.parametrize(
@@ -79,11 +90,23 @@ def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(params=[{}, EVERYTHING], ids=["plain", "everything"])
+def llama_case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    return case_of(open_gguf(tiny_llama(tmp_path / "tiny.gguf", **request.param)), llama)
+
+
+@pytest.fixture(params=["llama", "llama, everything", "gemma3"])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
-    gguf = open_gguf(tiny_llama(tmp_path / "tiny.gguf", **request.param))
+    if request.param == "gemma3":
+        return case_of(open_gguf(tiny_model(tmp_path / "tiny.gguf", architecture="gemma3", **GEMMA3)), gemma3)
+    numbers = EVERYTHING if "everything" in request.param else {}
+    return case_of(open_gguf(tiny_llama(tmp_path / "tiny.gguf", **numbers)), llama)
+
+
+def case_of(gguf: GgufFile, build: Callable[[GgufFile, ModelSpec, torch.dtype], Any]) -> Case:
+    """A tiny file's case; `build` makes transformers' model of it."""
     spec = model_spec(gguf)
     start = random_pairs(full_adapter(gguf), torch.float32)
-    theirs = with_peft(llama(gguf, spec, torch.float32), spec, start, SCALE)
+    theirs = with_peft(build(gguf, spec, torch.float32), spec, start, SCALE)
     return Case(spec, load_decoder(gguf, spec, torch.float32), start, theirs, examples())
 
 
@@ -122,8 +145,9 @@ def test_the_losses_of_ten_steps_of_smollm2_are_pefts(smollm2_case: Case, method
 
 
 @pytest.mark.parametrize("fault", ["labels not shifted", "weights ignored", "rows of attn_q not turned"])
-def test_a_wrong_gradient_exceeds_the_bound_100_times(case: Case, fault: str) -> None:
+def test_a_wrong_gradient_exceeds_the_bound_100_times(llama_case: Case, fault: str) -> None:
     """Each is a mistake that one of the two sides could make."""
+    case = llama_case
     found = our_gradients(case, Method(None))
     name = next(name for name in found if "attn_q" in name and name.endswith("lora_b"))
     copy_pairs(case.theirs, case.spec, case.start)

@@ -208,7 +208,11 @@ def prose(base: Base, notes: Sequence[Example]) -> list[Encoded]:
     pieces = ["\n\n".join(blocks[start : start + 10]) for start in range(0, len(blocks), 10)]
     said = [messages_of(note)[1]["content"] for note in notes]
     pieces += ["\n".join(said[start : start + 20]) for start in range(0, len(said), 20)]
-    return [encode_example(Example.completion("", piece), base.tokenizer, base.template) for piece in pieces]
+    return [
+        document
+        for piece in pieces
+        for document in encode_example(Example.completion("", piece), base.tokenizer, base.template)
+    ]
 
 
 def told(name: str, agreement: Agreement) -> str:

@@ -47,7 +47,7 @@ STEP = StepDone(
     tokens=300,
     tokens_per_second=1234.4,
     seconds_left=125.0,
-    memory=900 * 2**20,
+    memory=900 * 10**6,
 )
 MODEL = ModelLoaded("m.gguf", "Smol", "llama", 134_515_008, 91_000_000, {"Q4_1": 210, "F32": 61}, "ab" * 32, "cd" * 32)
 DATA = DataReady(
@@ -63,7 +63,7 @@ DATA = DataReady(
 EXAMPLE = FirstExample(
     "d.jsonl:1", [("<|im_start|>user\nHi<|im_end|>\n", False), ("Hello<|im_end|>", True), ("\n", False)]
 )
-MEMORY = MemoryPlanned({"process": 250 * 2**20, "weights": 245 * 2**20}, 20_000 * 2**20)
+MEMORY = MemoryPlanned({"process": 250 * 10**6, "weights": 245 * 10**6}, 20_000 * 10**6, 91 * 10**6)
 PLAN = Planned({"attn_q": 30, "ffn_up": 30}, 4_884_480, 16, 32.0, 288, 96, 9, {"threads": "2 (as asked)"})
 CHECK = Verified(1234, 2.5, 2.51, 0.5, 0.505, True, 0.02, True)
 ANSWER = Answer("user\nHi", "Hello", "I don't know", "Hello")
@@ -81,7 +81,7 @@ EVENTS: list[Event] = [
     Resumed(288, True),
     Evaluated(0, 0, 2.5, 1234, False),
     STEP,
-    FirstBatch(4, 2, 436, 2.5, 900 * 2**20),
+    FirstBatch(4, 2, 436, 2.5, 900 * 10**6),
     Halved(7, 512, False, "can't allocate memory"),
     Halved(8, 256, True, "can't allocate memory"),
     EpochDone(96, 1, 1.5),
@@ -129,7 +129,7 @@ WANTED: list[tuple[Event, str]] = [
     (EXAMPLE, "d.jsonl:1, as the model sees it"),
     (PLAN, "60 pairs (30 attn_q, 30 ffn_up); rank 16; alpha 32; 4.9M trainable; 288 steps; 96 an epoch; 9 of warm-up"),
     (PLAN, "threads: 2 (as asked)"),
-    (MEMORY, "about 495 MB at the peak, of 20000 free; process 250; weights 245"),
+    (MEMORY, "about 495 MB at the peak, of 20000 in reach; process 250; weights 245; and 91 of the file's pages"),
     (EVENTS[10], "4 examples in 2 rows; 436 tokens; loss 2.5000; 900 MB; nothing was trained"),
     (EVENTS[11], "memory ran out after step 7; at most 512 tokens; done again"),
     (EVENTS[12], "layers are computed again; done again"),

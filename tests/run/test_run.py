@@ -11,6 +11,9 @@ from gguflora.config import DataConfig, LoraConfig, TrainingConfig
 from gguflora.data import Example, load_jsonl
 from gguflora.errors import FileError, GgufloraError
 from gguflora.events import Event, Finished, Planned, StepDone, Verified, Warned
+from gguflora.run import training
+from gguflora.run.machine import Ceiling, Taken
+from gguflora.run.opening import open_base
 from gguflora.run.training import Outcome, Request, run
 from gguflora.train import Checkpoints, load_newest_state
 from tests.runs import metrics, write_dataset
@@ -77,9 +80,10 @@ def test_the_check_is_made_on_validation_examples_else_on_trained_ones(
 ):
     checked: list[int] = []
 
-    def verify(_base: object, adapter: Path, encoded: Any) -> Verified:
+    def verify(_base: object, adapter: Path, encoded: Any, *, packed: bool) -> Verified:
         checked.append(len(encoded))
         assert adapter.exists()
+        assert not packed
         return Verified(1, 1.0, 1.0, 1.0, 1.0, True, 0.1, True)
 
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
@@ -92,10 +96,21 @@ def test_the_check_is_made_on_validation_examples_else_on_trained_ones(
     assert checked == [10, 2]
 
 
+def test_the_check_reads_packed_weights_where_unpacked_ones_would_not_leave_half_of_the_memory(
+    given: tuple[Path, list[Example]], monkeypatch: pytest.MonkeyPatch
+):
+    base = open_base(given[0])
+    unpacked = sum(info.nbytes for info in base.gguf.tensors.values() if len(info.shape) == 2)  # F32, and tied
+    monkeypatch.setattr("gguflora.run.training.taken", lambda: Taken(1000, 0, 0))
+    for size, room in ((2 * (unpacked + 1000), True), (2 * (unpacked + 1000) - 1, False)):
+        monkeypatch.setattr("gguflora.run.training.reach", lambda *_, size=size: Ceiling(size, "what is free"))
+        assert training._room_to_check(base) is room
+
+
 def test_a_check_that_fails_is_a_warning_and_the_adapter_stays(
     given: tuple[Path, list[Example]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise GgufloraError("llama.cpp said no.")
 
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
@@ -113,7 +128,7 @@ def test_a_signal_after_training_leaves_the_check_out(
     """The adapter is written: whoever presses Ctrl-C then does not want to wait for a minute more."""
     done: list[Event] = []
     monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
-    monkeypatch.setattr("gguflora.run.training.verify", lambda *_: pytest.fail("it was made"))
+    monkeypatch.setattr("gguflora.run.training.verify", lambda *_, **__: pytest.fail("it was made"))
 
     def stop() -> str | None:
         return "SIGINT" if len(of(StepDone, done)) == 6 else None

@@ -16,13 +16,22 @@ import numpy as np
 import pytest
 
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
-from gguflora.data import EncodedStore, Example, Prepared, StreamedExamples, catalogue_of, load_jsonl, prepare
+from gguflora.data import (
+    Catalogue,
+    EncodedStore,
+    Example,
+    Prepared,
+    StreamedExamples,
+    catalogue_of,
+    load_jsonl,
+    prepare,
+)
 from gguflora.errors import DataError
 from gguflora.events import Event, StepDone
 from gguflora.run import tokens
 from gguflora.run.dataset import Dataset, data_ready, encoded_hash, make_dataset
 from gguflora.run.opening import Base, open_base
-from gguflora.run.tokens import Part, cache_folder, prepared
+from gguflora.run.tokens import Encoding, Part, cache_folder, prepared, processes_for
 from gguflora.run.training import Outcome, Request, run
 from tests.runs import tree, write_dataset
 from tests.tiny import tiny_llama
@@ -232,7 +241,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import gguflora.run.tokens as tokens
-from gguflora.data.preparation import encode_all
+from gguflora.data import encode_all
 from gguflora.config import DataConfig
 from gguflora.run.opening import open_base
 from tests.run.test_tokens import MIXED, part
@@ -274,6 +283,36 @@ def test_data_that_change_while_they_are_read_are_refused(base: Base, tmp_path: 
             prepared(base, known, DataConfig())
     path.write_text(whole)
     assert len(prepared(base, known, DataConfig()).encoded) == 5
+
+
+def test_several_processes_leave_the_same_file(base: Base, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    """Byte for byte, and the same progress is told."""
+    seen: list[list[tuple[int, int]]] = []
+    files = []
+    for each in (1e9, 1e-9):  # seconds of work that are worth a process
+        monkeypatch.setattr("gguflora.run.tokens._EACH", each)
+        seen.append([])
+        tell = seen[-1]
+        encoding = Encoding(cores=2, progress=lambda done, total, tell=tell: tell.append((done, total)))
+        assert processes_for(part(MIXED), 2) == (1 if each > 1 else 2)
+        prepared(base, part(MIXED), DataConfig(), encoding)
+        [path] = cache.iterdir()
+        files.append(path.read_bytes())
+        path.unlink()
+    assert files[0] == files[1]
+    assert seen[0] == seen[1] == [(done, len(MIXED)) for done in range(1, len(MIXED) + 1)]
+
+
+def test_processes_are_started_for_much_work_alone(monkeypatch: pytest.MonkeyPatch):
+    """As many as there are cores; only what is wanted counts."""
+    monkeypatch.setattr("gguflora.run.tokens._MOST_PROCESSES", 5)
+    ids, chats = np.zeros((10_000, 2), np.uint64), np.ones(10_000, np.bool_)
+    known = Catalogue(ids, ids, chats, 1_000_000)
+    much = Part((), replace(known, characters=10**9), chats)
+    assert [processes_for(much, cores) for cores in (1, 2, 4, 64)] == [1, 2, 4, 5]
+    assert processes_for(replace(much, known=known), 64) == 2
+    assert processes_for(replace(much, known=known, wanted=np.arange(10_000) < 2_000), 64) == 1
+    assert processes_for(replace(much, known=replace(known, conversations=~chats)), 64) == 1  # completions are quick
 
 
 def split(base: Base, path: Path, config: DataConfig) -> Dataset:

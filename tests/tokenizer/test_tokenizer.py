@@ -191,11 +191,22 @@ def test_half_a_surrogate_pair_is_refused(smollm2: Tokenizer) -> None:
         smollm2.encode("ab\ud83d")
 
 
-def test_other_kinds_of_tokenizers_are_refused_by_name(tmp_path: Path) -> None:
-    for kind in ("t5", "bert"):
-        path = write_vocabulary(tmp_path / "v.gguf", ["a"], [], {"tokenizer.ggml.model": (ValueType.STRING, kind)})
-        with pytest.raises(ModelError, match=f"tokenizer of the kind '{kind}'"):
-            load_tokenizer(open_gguf(path))
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("bert", r"a tokenizer of the kind 'bert' \(WordPiece, of encoders\), which is not supported; known are: gpt2"),
+        ("t5", r"of the kind 't5' \(Unigram, of T5 and of encoders\)"),
+        ("rwkv", r"of the kind 'rwkv' \(of RWKV\)"),
+        ("plamo2", r"of the kind 'plamo2' \(of PLaMo\)"),
+        ("hybriddna", r"of the kind 'hybriddna' \(of models of DNA\)"),
+        ("new", "of the kind 'new', which is not supported"),
+        ("none", r"has no vocabulary \(tokenizer.ggml.model = 'none'\): take a GGUF that has one"),
+    ],
+)
+def test_other_kinds_of_tokenizers_are_refused_by_name(kind: str, reason: str, tmp_path: Path) -> None:
+    path = write_vocabulary(tmp_path / "v.gguf", ["a"], [], {"tokenizer.ggml.model": (ValueType.STRING, kind)})
+    with pytest.raises(ModelError, match=reason):
+        load_tokenizer(open_gguf(path))
 
 
 def test_broken_bytes_are_refused(tmp_path: Path) -> None:

@@ -81,9 +81,11 @@ def pair_vocabulary() -> tuple[list[str], list[str]]:
     return list(tokens), list(merges)
 
 
-def write_vocabulary(path: Path, tokens: list[str], merges: list[str], more: Mapping[str, Value] | None = None) -> Path:
-    """A GGUF without tensors that holds a vocabulary; `more` adds to its metadata or replaces it."""
-    metadata: dict[str, Value] = {
+def write_vocabulary(
+    path: Path, tokens: list[str], merges: list[str], more: Mapping[str, Value | None] | None = None
+) -> Path:
+    """A GGUF without tensors that holds a vocabulary; `more` adds to its metadata, replaces, or (None) takes away."""
+    metadata: dict[str, Value | None] = {
         "general.architecture": (ValueType.STRING, "llama"),
         "tokenizer.ggml.model": (ValueType.STRING, "gpt2"),
         "tokenizer.ggml.pre": (ValueType.STRING, "gpt-2"),
@@ -93,5 +95,6 @@ def write_vocabulary(path: Path, tokens: list[str], merges: list[str], more: Map
         "tokenizer.ggml.bos_token_id": (ValueType.UINT32, 0),
         "tokenizer.ggml.eos_token_id": (ValueType.UINT32, 0),
     }
-    write_gguf(path, metadata | dict(more or {}), [])
+    given = metadata | dict(more or {})
+    write_gguf(path, {key: value for key, value in given.items() if value is not None}, [])
     return path

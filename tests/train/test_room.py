@@ -121,7 +121,15 @@ def test_an_error_that_is_no_lack_of_memory_is_not_taken_for_one(model: Tiny, mo
         run(*start(model, 64))
 
 
-@pytest.mark.parametrize("error", [MemoryError(), RuntimeError(REFUSED), torch.OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(REFUSED),
+        RuntimeError("could not create a primitive"),  # oneDNN's, as it came under RLIMIT_DATA
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
 def test_what_counts_as_out_of_memory(error: BaseException) -> None:
     assert is_out_of_memory(error)
 

@@ -45,6 +45,7 @@ def nll(
     for rows in _chunks(len(labels), len(weight)):
         logits, _ = _logits(x[rows], weight, pairs, softcap)
         parts.append(cross_entropy(logits, labels[rows], None))
+        del logits  # as below
     return torch.cat(parts)
 
 
