@@ -1,4 +1,4 @@
-"""From documents to the rows of an epoch: each position is trained exactly once, however it is split, ordered, packed."""
+"""From documents to an epoch's rows: each position is trained exactly once, however it is split, ordered and packed."""
 
 from __future__ import annotations
 
