@@ -109,8 +109,8 @@ def _needs(address: str, error: BaseException) -> str:
         if isinstance(cause, ModuleNotFoundError) and cause.name:
             package = cause.name.partition(".")[0]
             return f"{address} needs {package}, which is not installed: pip install {package}."
-        cause = cause.__cause__ or cause.__context__
-    return f"{address} needs a package that can't be used ({error}); install it again."
+        cause = cause.__cause__
+    return f"{address} needs a package that can't be used ({' '.join(str(error).split())}); install it again."
 
 
 def _fsspec_for(address: str) -> ModuleType:
