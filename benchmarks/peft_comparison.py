@@ -30,6 +30,7 @@ from benchmarks.contenders import Contender, command_line
 from benchmarks.phases import PHASES
 from benchmarks.tasks import Entrant, Task, tasks
 from benchmarks.turns import ROOT, Answer, child
+from gguflora.cli import SPIN
 from gguflora.kernels import choose_dtype
 from gguflora.run.setting import set_threads
 
@@ -174,18 +175,21 @@ def _require_equal_losses(rows: list[Row]) -> None:
 
 
 def _gemm(task: Task) -> AbstractContextManager[Ask]:
-    return child("benchmarks.gemm", [str(task.model)], _environment(None))
+    return child("benchmarks.gemm", [str(task.model)], dict(os.environ))
 
 
 def _contender(contender: Contender, task: Task, allocator: Path | None) -> AbstractContextManager[Ask]:
-    environment = _environment(allocator if contender.tcmalloc else None)
-    return child("benchmarks.contenders", command_line(contender, task.model, task.kind), environment)
+    return child(
+        "benchmarks.contenders", command_line(contender, task.model, task.kind), _environment(contender, allocator)
+    )
 
 
-def _environment(preload: Path | None) -> dict[str, str]:
-    # Threads that wait actively would take the cores from whoever's turn it is; gguflora's own command sets it too.
-    environment = os.environ | {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
-    return environment | ({"LD_PRELOAD": str(preload)} if preload else {})
+def _environment(contender: Contender, allocator: Path | None) -> dict[str, str]:
+    """Each as it is used: gguflora's command says how its threads wait, PEFT's users say nothing of it."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    if contender.by == "gguflora":
+        environment |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPIN}
+    return environment | ({"LD_PRELOAD": str(allocator)} if contender.tcmalloc and allocator else {})
 
 
 def _find_tcmalloc() -> Path | None:

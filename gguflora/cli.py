@@ -50,6 +50,9 @@ def _exact(type_: Any, tokens: Sequence[Token]) -> Any:
     return convert(type_, tokens)
 
 
+SPIN = "2000"
+"""How often a thread looks for work before it sleeps: it bridges two products, 10 % of a step (docs/log.md)."""
+
 app = App(
     name="gguflora",
     help="LoRA fine-tuning straight on the GGUF you serve.",
@@ -331,7 +334,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _set_process() -> None:
     # Before torch is imported: threads that wait actively stall each other when the machine is busy (docs/log.md).
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # about as long as one product waits for the next
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(format="gguflora: %(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     for stream in (sys.stdout, sys.stderr):

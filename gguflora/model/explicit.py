@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from gguflora.kernels.head_loss import explicit as head
-from gguflora.kernels.lora_linear.explicit import PairGradients
 from gguflora.model import explicit_attention, explicit_ffn
 from gguflora.model.decoder import Decoder, Layer, embed, rope_tables
 from gguflora.model.dropout import mask_of
@@ -165,7 +164,7 @@ def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Work
         None if mask is None else mask[labelled - 1].to(x.dtype),
     )
     if gradients.da is not None and gradients.db is not None:
-        add_gradients(single(decoder.output), PairGradients(gradients.da, (gradients.db,)))
+        add_gradients(single(decoder.output), gradients.da, (gradients.db,))
     before = labelled - 1
     dh = work.take("dh", tuple(h.shape), h.dtype).zero_()
     # A position is before at most one labelled one, so no two rows fall together.

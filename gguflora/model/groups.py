@@ -5,14 +5,14 @@ Their pairs are stacked for the product (kernels/lora_linear/explicit.py), and g
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gguflora.kernels.lora_linear import explicit as linear
-from gguflora.kernels.lora_linear.explicit import Block, PairGradients, StackedPairs
+from gguflora.kernels.lora_linear.explicit import Block, PairDelta, StackedPairs
 from gguflora.model.dropout import Dropout, mask_of
 from gguflora.model.linear import Linear
 from gguflora.model.weight import Weight
@@ -44,14 +44,6 @@ class SavedPairs:
     c: Tensor
 
 
-@dataclass(frozen=True)
-class PairDelta:
-    """What the pairs' gradients need of the backward before them: dc (T, R), and dropout's mask (T, in) if any."""
-
-    dc: Tensor
-    mask: Tensor | None
-
-
 def forward(
     group: Group, x: Tensor, dropout: Dropout | None, work: Workspace, name: str, y: Tensor
 ) -> SavedPairs | None:
@@ -66,15 +58,16 @@ def backward(
     group: Group, dy: Tensor, saved: SavedPairs | None, dropout: Dropout | None, work: Workspace, dx: Tensor
 ) -> PairDelta | None:
     """Write dx (T, in) for dy (T, O); gives what `add_pair_gradients` needs of it, None without pairs."""
-    mask = None if saved is None else _mask(group, dropout, dx)
-    dc = linear.backward(dy, work.dense(group.weight), None if saved is None else saved.stacked, dx, mask)
-    return None if dc is None else PairDelta(dc, mask)
+    weight = work.dense(group.weight)
+    if saved is None:
+        return linear.backward(dy, None, weight, None, dx)
+    return linear.backward(dy, saved.c, weight, saved.stacked, dx, _mask(group, dropout, dx))
 
 
-def add_pair_gradients(group: Group, dy: Tensor, x: Tensor, saved: SavedPairs | None, delta: PairDelta | None) -> None:
-    """Add to the gradients of a group's pairs, for dy (T, O) and the input x (T, in); without pairs there are none."""
-    if saved is not None and delta is not None:
-        add_gradients(group, linear.pair_gradients(dy, x, saved.c, delta.dc, saved.stacked, delta.mask))
+def add_pair_gradients(group: Group, x: Tensor, delta: PairDelta | None) -> None:
+    """Add to the gradients of a group's pairs, for the input x (T, in); without pairs there are none."""
+    if delta is not None:
+        add_gradients(group, linear.a_gradient(delta, x), delta.db)
 
 
 def stack_pairs(group: Group, dtype: torch.dtype) -> StackedPairs | None:
@@ -86,13 +79,13 @@ def stack_pairs(group: Group, dtype: torch.dtype) -> StackedPairs | None:
     return StackedPairs(a, tuple(_blocks(group, dtype)), group.linears[0].scale)
 
 
-def add_gradients(group: Group, gradients: PairGradients) -> None:
-    """Add a group's gradients to its pairs' own."""
+def add_gradients(group: Group, da: Tensor, db: Sequence[Tensor]) -> None:
+    """Add dA (R, in) of a group, and dB (o, r) of each of its pairs, to the pairs' own gradients."""
     pairs = [layer.pair for layer in group.linears if layer.pair]
     ranks = [len(pair.lora_a) for pair in pairs]
-    for pair, da, db in zip(pairs, torch.split(gradients.da, ranks), gradients.db, strict=True):
-        _add(pair.lora_a, da)
-        _add(pair.lora_b, db)
+    for pair, da_part, db_part in zip(pairs, torch.split(da, ranks), db, strict=True):
+        _add(pair.lora_a, da_part)
+        _add(pair.lora_b, db_part)
 
 
 def _blocks(group: Group, dtype: torch.dtype) -> Iterator[Block]:

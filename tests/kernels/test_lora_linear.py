@@ -159,11 +159,11 @@ def stacked(given: Layers, x: Tensor, *halves: Tensor) -> Tensor:
 
         def backward(dy: Tensor) -> tuple[Tensor, ...]:
             dx = blank(*x.shape, dtype=x.dtype)
-            dc = explicit.backward(dy, weight, pairs, dx, given.mask)
-            if pairs is None or c is None or dc is None:
+            delta = explicit.backward(dy, c, weight, pairs, dx, given.mask)
+            if delta is None:
                 return (dx,)
-            found = explicit.pair_gradients(dy, x, c, dc, pairs, given.mask)
-            parts = (found.da[: RANKS[0]], found.db[0], found.da[-RANKS[2] :], found.db[1])
+            da = explicit.a_gradient(delta, x)
+            parts = (da[: RANKS[0]], delta.db[0], da[-RANKS[2] :], delta.db[1])
             return dx, *(part.to(half.dtype) for part, half in zip(parts, halves, strict=True))
 
         return y, backward

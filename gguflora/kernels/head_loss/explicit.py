@@ -72,10 +72,9 @@ def forward_backward(
         if slope is not None:
             logits *= slope
         dy = logits.to(x.dtype)
-        dc = linear.backward(dy, weight, pairs, dx[rows], part)
-        if pairs is not None and c is not None and dc is not None:
-            gradients = linear.pair_gradients(dy, x[rows], c, dc, pairs, part)
-            da_part, db_part = gradients.da.to(wide), gradients.db[0].to(wide)
+        delta = linear.backward(dy, c, weight, pairs, dx[rows], part)
+        if delta is not None:
+            da_part, db_part = linear.a_gradient(delta, x[rows]).to(wide), delta.db[0].to(wide)
             da = da_part if da is None else da.add_(da_part)
             db = db_part if db is None else db.add_(db_part)
         del dy

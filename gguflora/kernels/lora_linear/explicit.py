@@ -50,11 +50,18 @@ class StackedPairs:
 
 
 @dataclass(frozen=True)
-class PairGradients:
-    """da (R, in), and db (o, r) for each block."""
+class PairDelta:
+    """What a backward gives of the pairs' gradients.
 
-    da: Tensor
+    Attributes:
+        dc: (T, R), from which `a_gradient` follows once x is there.
+        db: (o, r), the gradient of lora_b, for each block.
+        mask: (T, in), dropout's, if any.
+    """
+
+    dc: Tensor
     db: tuple[Tensor, ...]
+    mask: Tensor | None
 
 
 def forward(
@@ -80,28 +87,30 @@ def forward(
         y += bias
 
 
-def backward(dy: Tensor, weight: Tensor, pairs: StackedPairs | None, dx: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Write dx (T, in) for dy (T, O); gives dc (T, R), None without pairs."""
-    if pairs is None:
+def backward(
+    dy: Tensor, c: Tensor | None, weight: Tensor, pairs: StackedPairs | None, dx: Tensor, mask: Tensor | None = None
+) -> PairDelta | None:
+    """Write dx (T, in) for dy (T, O) and the forward's c; gives what the pairs' gradients need, None without pairs."""
+    if pairs is None or c is None:
         torch.mm(dy, weight, out=dx)
         return None
     dc = dy.new_empty(len(dy), len(pairs.a))
-    for block in pairs.blocks:
-        torch.mm(dy[:, block.rows], block.b, out=dc[:, block.columns])
+    db = []
+    for block in pairs.blocks:  # all that reads dy here stands together: it is the largest thing in sight
+        rows = dy[:, block.rows]
+        torch.mm(rows, block.b, out=dc[:, block.columns])
+        db.append(rows.t() @ c[:, block.columns])
     dc.mul_(pairs.scale)
     torch.mm(dc, pairs.a, out=dx)
     if mask is not None:
         dx *= mask
     dx.addmm_(dy, weight)
-    return dc
+    return PairDelta(dc, tuple(db), mask)
 
 
-def pair_gradients(
-    dy: Tensor, x: Tensor, c: Tensor, dc: Tensor, pairs: StackedPairs, mask: Tensor | None
-) -> PairGradients:
-    """The pairs' gradients, from what forward and backward gave."""
-    da = dc.t() @ _masked(x, mask)
-    return PairGradients(da, tuple(dy[:, block.rows].t() @ c[:, block.columns] for block in pairs.blocks))
+def a_gradient(delta: PairDelta, x: Tensor) -> Tensor:
+    """dA (R, in) for the input x (T, in)."""
+    return delta.dc.t() @ _masked(x, delta.mask)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
