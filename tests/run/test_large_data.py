@@ -23,9 +23,8 @@ MEASURED = """
 import sys
 from pathlib import Path
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
-from gguflora.data import StreamedExamples, open_examples, load_examples, prepare
+from gguflora.data import open_examples, load_examples, prepare
 from gguflora.events import DataReady, StepDone
-from gguflora.run.measure import measure
 from gguflora.run.opening import open_base
 from gguflora.run.training import Outcome, Request, run
 
@@ -45,11 +44,8 @@ base = open_base(model)
 config, compute = TrainingConfig(max_steps=2, threads=1), ComputeConfig(dtype="float32", kernels="torch")
 few = load_examples(sys.argv[4])  # what any training takes is not counted
 list(run(Request(model, few, None, LoraConfig(), DataConfig(), config, None, compute), Outcome()))
-measure(model, few, None, 1.0)
 before = memory("VmHWM")
-if how == "evaluated":
-    print(measure(model, StreamedExamples([data]), None, 1.0)["examples"], memory("VmHWM") - before, 0)
-elif how == "held":
+if how == "held":
     examples = load_examples(data)
     prepared = prepare(examples, base.tokenizer, base.template, 2048)
     print(len(prepared.encoded), memory("VmHWM") - before, 0)
@@ -93,17 +89,3 @@ def test_a_million_records_take_little_memory(tmp_path: Path, capsys: pytest.Cap
         print(f"\npeak memory rose by {streamed / 2**20:.0f} MiB for {RECORDS} records trained as a stream")
         print(f"and by {held / 2**20:.0f} MiB for {HELD} that are held")
     assert streamed < BYTES_EACH * RECORDS < held / HELD * RECORDS
-
-
-@pytest.mark.slow
-def test_what_is_measured_is_not_held(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """It takes less than half as much as the examples and their tokens alone."""
-    model, few = tiny_llama(tmp_path / "tiny.gguf"), write_records(tmp_path / "few.jsonl", 10)
-    data = write_records(tmp_path / "tenth.jsonl", HELD)
-    examples, evaluated, _ = measured(model, data, "evaluated", few)
-    _, held, _ = measured(model, data, "held", few)
-    assert examples == HELD
-    with capsys.disabled():
-        print(f"\npeak memory rose by {evaluated / 2**20:.0f} MiB for {HELD} records measured as a stream")
-        print(f"and by {held / 2**20:.0f} MiB for {HELD} that are held")
-    assert evaluated < held / 2
