@@ -147,16 +147,16 @@ def evaluate(
     """
     from rich.console import Console
 
-    from gguflora.data import load_examples
+    from gguflora.data import Named, open_examples
     from gguflora.report import EncodingProgress
     from gguflora.run.dataset import BAD_RECORD
     from gguflora.run.measure import measure
 
-    bad_records: list[str] = []
+    bad_records = Named()
     with EncodingProgress(Console(stderr=True)) as progress:
-        result = measure(model, load_examples(data, reading, bad_records.append), lora, scale, template, progress)
-    if bad_records:
-        result["skipped"][BAD_RECORD] = len(bad_records)
+        result = measure(model, open_examples(data, reading, bad_records.append), lora, scale, template, progress)
+    if bad_records.count:
+        result["skipped"][BAD_RECORD] = bad_records.count
     if json:
         _print_json(result)
     else:

@@ -126,6 +126,9 @@ class DataConfig:
     overlong: Overlong = "drop"
     """Longer examples: drop them, cut off their beginning (truncate-left) or end, or split them into windows."""
 
+    overlap: int = 1
+    """Tokens that each window of --overlong split repeats of the one before it, as context that is not trained."""
+
     train_on: TrainOn = "all"
     """all answers of the assistant, the last one of each example, or everything, questions and template included."""
 
@@ -141,6 +144,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         _at_least("--max-length", self.max_length, 2)
         _one_of("--overlong", self.overlong, Overlong)
+        _require(
+            type(self.overlap) is int and 1 <= self.overlap < self.max_length,
+            f"--overlap must be a whole number from 1 to {self.max_length - 1}, less than --max-length, not "
+            f"{self.overlap}.",
+        )
+        _require(
+            self.overlap == 1 or self.overlong == "split", f"--overlap {self.overlap} needs --overlong split beside it."
+        )
         _one_of("--train-on", self.train_on, TrainOn)
         _one_of("--token-cache", self.token_cache, Switch)
         if self.validation_split is not None:

@@ -89,12 +89,12 @@ def data_check(  # noqa: PLR0913 (one parameter for each group of options)
     """
     from rich.console import Console
 
-    from gguflora.data import open_examples
+    from gguflora.data import Named, open_examples
     from gguflora.report import EncodingProgress
     from gguflora.report.checked import as_json, lines_of
     from gguflora.run.data_check import check
 
-    bad_records: list[str] = []
+    bad_records = Named()
     examples = open_examples(data, reading, bad_records.append)
     measured, others = replace(reading, source_weight=()), data_config.validation
     validation = open_examples(others, measured, bad_records.append) if others else None

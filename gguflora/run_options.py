@@ -52,10 +52,10 @@ def requested(model: Path, data: list[str], options: RunOptions, **others: Any) 
         options: what decides the run.
         others: fields of Request that are no such options.
     """
-    from gguflora.data import open_examples
+    from gguflora.data import Named, open_examples
     from gguflora.run.training import Request
 
-    bad_records: list[str] = []
+    bad_records = Named()
     measured, validation = replace(options.reading, source_weight=()), options.data.validation
     return Request(
         model=model,

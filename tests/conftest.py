@@ -1,4 +1,6 @@
-"""Fixtures that several rooms' tests share: ways to train, and the real models, found where their packages put them."""
+"""Fixtures that several rooms' tests share (ways to train, the real models, found where their packages put them), and
+the watch over skips.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ import torch
 
 from gguflora.arch.architectures import ARCHITECTURES
 from gguflora.train import Method
+from tests.skips import LIST, PLUGIN, SkipWatch, read_list
 from tests.tiny_training import METHODS, PATCHED, PATCHWORK, method_named
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Skips are watched in every session."""
+    config.pluginmanager.register(SkipWatch(read_list(LIST.read_text())), PLUGIN)
 
 
 @pytest.fixture

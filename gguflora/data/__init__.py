@@ -16,6 +16,7 @@ from gguflora.data.formats import (
     save_jsonl,
 )
 from gguflora.data.labels import encode_example
+from gguflora.data.named import Named, joined
 from gguflora.data.order import permutation, step_indices, steps_per_epoch
 from gguflora.data.packing import MicroBatch, best_fit, pack, packed
 from gguflora.data.preparation import Preparation, filter_by_length, prepare_one
@@ -44,6 +45,7 @@ __all__ = [
     "Example",
     "Message",
     "MicroBatch",
+    "Named",
     "Preparation",
     "Prepared",
     "StepPlan",
@@ -59,6 +61,7 @@ __all__ = [
     "filter_by_length",
     "id_of",
     "iterate_examples",
+    "joined",
     "lengths_of",
     "load_alpaca",
     "load_conversations",

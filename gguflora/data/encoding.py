@@ -12,6 +12,7 @@ from gguflora.config import Overlong, TrainOn
 from gguflora.data.encoded import Encoded
 from gguflora.data.encoding_process import in_processes
 from gguflora.data.example import Example
+from gguflora.data.named import Named
 from gguflora.data.preparation import CUT_AWAY, TOO_LONG, Preparation, PreparedOne, prepare_one
 from gguflora.errors import DataError
 from gguflora.tokenizer import ChatTemplate, Tokenizer
@@ -29,22 +30,22 @@ class Prepared:
     """
 
     encoded: Sequence[Encoded]
-    skipped: Mapping[str, tuple[str, ...]]
-    altered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    endless: tuple[str, ...] = ()
+    skipped: Mapping[str, Named]
+    altered: Mapping[str, Named] = field(default_factory=dict)
+    endless: Named = field(default_factory=Named)
 
 
 @dataclass
 class Account:
     """What has become of the examples that were encoded so far, as `Prepared` has it."""
 
-    skipped: dict[str, list[str]] = field(default_factory=dict)
-    altered: dict[str, list[str]] = field(default_factory=dict)
-    endless: list[str] = field(default_factory=list)
+    skipped: dict[str, Named] = field(default_factory=dict)
+    altered: dict[str, Named] = field(default_factory=dict)
+    endless: Named = field(default_factory=Named)
 
     def about(self, encoded: Sequence[Encoded]) -> Prepared:
         """The account of what was encoded."""
-        return Prepared(encoded, _frozen(self.skipped), _frozen(self.altered), tuple(self.endless))
+        return Prepared(encoded, self.skipped, self.altered, self.endless)
 
 
 def prepare(
@@ -55,6 +56,7 @@ def prepare(
     *,
     train_on: TrainOn = "all",
     overlong: Overlong = "drop",
+    overlap: int = 1,
 ) -> Prepared:
     """Encode examples, leaving out those that teach nothing, and what `overlong` says of long ones.
 
@@ -65,12 +67,13 @@ def prepare(
         max_length: most tokens of an example, template included.
         train_on: which tokens of an example are trained.
         overlong: what becomes of examples of more than max_length tokens.
+        overlap: tokens that each window of a split one repeats as context, from 1 to max_length - 1.
 
     Raises:
         DataError: an example can't be encoded, or none is left.
     """
     account = Account()
-    how = Preparation(tokenizer, template, max_length, train_on, overlong)
+    how = Preparation(tokenizer, template, max_length, train_on, overlong, overlap)
     return account.about(tuple(encode_all(examples, how, account)))
 
 
@@ -99,9 +102,9 @@ def encode_all(
     empty = True
     for number, (example, one) in enumerate(_outcomes(_named(examples), how, processes), 1):
         if one.skipped:
-            account.skipped.setdefault(one.skipped, []).append(example.source)
+            account.skipped.setdefault(one.skipped, Named()).append(example.source)
         for what in one.altered:
-            account.altered.setdefault(what, []).append(example.source)
+            account.altered.setdefault(what, Named()).append(example.source)
         for piece in one.pieces:
             empty = False
             if endings.isdisjoint(piece.labels.tolist()):
@@ -123,15 +126,11 @@ def _named(examples: Iterable[Example]) -> Iterator[Example]:
         yield example if example.source else replace(example, source=f"example {number}")
 
 
-def _frozen(sources: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    return {reason: tuple(of_reason) for reason, of_reason in sources.items()}
-
-
-def _nothing_left(skipped: Mapping[str, Sequence[str]], max_length: int) -> str:
+def _nothing_left(skipped: Mapping[str, Named], max_length: int) -> str:
     if not skipped:
         return "There is no example to train; give at least one."
-    counts = ", ".join(f"{len(sources)} {reason}" for reason, sources in skipped.items())
-    [first, *_] = [source for sources in skipped.values() for source in sources]
+    counts = ", ".join(f"{sources.count} {reason}" for reason, sources in skipped.items())
+    [first, *_] = [source for sources in skipped.values() for source in sources.first]
     long = TOO_LONG in skipped or CUT_AWAY in skipped
     raised = f" or raise max_length above {max_length}" if long else ""
     return f"No example is left to train ({counts}; the first is {first}); correct the data{raised}."

@@ -45,6 +45,7 @@ class Preparation:
         max_length: most tokens of an example, template included.
         train_on: which tokens of an example are trained.
         overlong: what becomes of examples of more than max_length tokens.
+        overlap: tokens that each window of a split one repeats as context, from 1 to max_length - 1.
     """
 
     tokenizer: Tokenizer
@@ -52,6 +53,7 @@ class Preparation:
     max_length: int
     train_on: TrainOn = "all"
     overlong: Overlong = "drop"
+    overlap: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def prepare_one(example: Example, how: Preparation) -> PreparedOne:
     pieces: list[Encoded] = []
     done: set[str] = set()
     for number, document in enumerate(encode_example(example, how.tokenizer, how.template, how.train_on)):
-        fitting = fit(document, how.max_length, how.overlong, begun)
+        fitting = fit(document, how.max_length, how.overlong, begun, how.overlap)
         pieces += fitting
         done |= {OWN_DOCUMENTS} if number else set()
         done |= _altered(document, how.template)

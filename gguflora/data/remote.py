@@ -88,12 +88,29 @@ def _told(address: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise UsageError(f"{address} needs a package that is not installed ({error}); install it.") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{address} can't be read (No such file); check the address.") from error
+        raise UsageError(_needs(address, error)) from error
     except Exception as error:
-        cause = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{address} can't be read ({cause}); check the address and your access to it.") from error
+        raise DataError(f"{address} can't be read {_why(error)}.") from error
+
+
+def _why(error: BaseException) -> str:
+    while isinstance(error, FileNotFoundError) and error.__cause__:  # so fsspec dresses whatever a server refuses
+        error = error.__cause__
+    if isinstance(error, FileNotFoundError):
+        return "(No such file); check the address"
+    cause = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"({cause}); check the address and your access to it"
+
+
+def _needs(address: str, error: BaseException) -> str:
+    """Which package is missing: fsspec tells it in words of its own, and the name is in the error behind."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            package = cause.name.partition(".")[0]
+            return f"{address} needs {package}, which is not installed: pip install {package}."
+        cause = cause.__cause__
+    return f"{address} needs a package that can't be used ({' '.join(str(error).split())}); install it again."
 
 
 def _fsspec_for(address: str) -> ModuleType:

@@ -5,6 +5,7 @@ What can't be read twice (standard input, a pipe), is read over a network, or is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,13 @@ from gguflora.data.sources import STANDARD_INPUT, Source, find_sources
 LARGE = 16 * 2**20  # bytes: reading so much several times costs a second or so, holding it a few times as much memory
 
 
+@dataclass
+class _Told:
+    """How many bad records, from the first on, were told about."""
+
+    count: int = 0
+
+
 @dataclass(frozen=True)
 class StreamedExamples:
     """What is named, read once more whenever it is iterated; each sentence about a bad record is told once."""
@@ -24,15 +32,17 @@ class StreamedExamples:
     sources: Sequence[str | Path]
     reading: ReadConfig = ReadConfig()  # noqa: RUF009 (frozen)
     on_skip: Callable[[str], None] = lambda _: None
-    _told: set[str] = field(default_factory=set)
+    _told: _Told = field(default_factory=_Told)
 
     def __iter__(self) -> Iterator[Example]:
-        return iterate_examples(self.sources, self.reading, self._tell)
+        numbers = itertools.count()  # of the bad records in this reading: each reading meets the same ones
 
-    def _tell(self, sentence: str) -> None:
-        if sentence not in self._told:
-            self._told.add(sentence)
-            self.on_skip(sentence)
+        def tell(sentence: str) -> None:
+            if next(numbers) == self._told.count:
+                self._told.count += 1
+                self.on_skip(sentence)
+
+        return iterate_examples(self.sources, self.reading, tell)
 
 
 def open_examples(

@@ -53,7 +53,8 @@ class DataFacts:
         share: of the tokens that are trained.
         lengths: tokens of the shortest, the median and the longest example.
         histogram: (a power of two, how many examples have no more tokens and more than half of it).
-        skipped: examples left out, altered: those not trained as they stand: sources by reason.
+        skipped: examples left out, altered: those not trained as they stand: the sources of the first of them, by
+            reason. skipped_counts, altered_counts: how many there are.
         duplicates: examples that repeat an earlier one; overlap: validation examples that are trained as well.
         empty: examples left out for an empty answer.
         endless: what is trained without a token that ends generation.
@@ -71,7 +72,9 @@ class DataFacts:
     lengths: tuple[int, int, int]
     histogram: Sequence[tuple[int, int]]
     skipped: Mapping[str, Sequence[str]]
+    skipped_counts: Mapping[str, int]
     altered: Mapping[str, Sequence[str]]
+    altered_counts: Mapping[str, int]
     duplicates: int
     overlap: int
     empty: int
@@ -97,10 +100,13 @@ def lines_of(facts: DataFacts) -> Iterator[str]:
     most = max(count for _, count in facts.histogram)
     for top, count in facts.histogram:
         yield f"  up to {top:6d}  {count:7d}  {'#' * -(-count * _BAR // most)}".rstrip()
-    for kind, reasons in (("skipped", facts.skipped), ("changed", facts.altered)):
-        for reason, sources in reasons.items():
-            first = ", ".join(sources[:_NAMED]) + (", ..." if len(sources) > _NAMED else "")
-            yield f"{kind} {len(sources)}: {reason} ({harmless(first)})"
+    for kind, counts, named in (
+        ("skipped", facts.skipped_counts, facts.skipped),
+        ("changed", facts.altered_counts, facts.altered),
+    ):
+        for reason, count in counts.items():
+            first = ", ".join(named[reason][:_NAMED]) + (", ..." if count > _NAMED else "")
+            yield f"{kind} {count}: {reason} ({harmless(first)})"
     for count, what in (
         (facts.duplicates, "repeat an earlier one"),
         (facts.overlap, "of those to validate are trained as well: their loss measures memory"),

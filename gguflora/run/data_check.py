@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from gguflora.config import DataConfig, TemplateConfig, TrainingConfig
-from gguflora.data import Encoded, Example, Preparation, lengths_of, plan_steps, prepare_one
+from gguflora.data import Encoded, Example, Named, lengths_of, plan_steps, prepare_one
 from gguflora.data.preparation import EMPTY_ANSWER
 from gguflora.events import Progress, unseen
 from gguflora.report.checked import DataFacts
 from gguflora.report.shown import ShownExample, ShownPiece
-from gguflora.run.dataset import BAD_RECORD, data_ready, make_dataset, together
+from gguflora.run.dataset import altered_of, data_ready, make_dataset, skipped_of
 from gguflora.run.opening import Base, open_base
 from gguflora.run.template_check import compare
-from gguflora.run.tokens import Encoding
+from gguflora.run.tokens import Encoding, preparation
 
 
 def show(
@@ -30,7 +30,7 @@ def show(
         GgufloraError: the model or an example can't be used.
     """
     base = open_base(model, template)
-    how = Preparation(base.tokenizer, base.template, config.max_length, config.train_on, config.overlong)
+    how = preparation(base, config)
     left = limit
     for number, example in enumerate(examples, 1):
         named = example if example.source else replace(example, source=f"example {number}")
@@ -51,7 +51,7 @@ def check(
     config: DataConfig,
     template: TemplateConfig,
     training: TrainingConfig,
-    bad_records: Sequence[str] = (),
+    bad_records: Named = Named(),  # noqa: B008 (only read)
     progress: Progress = unseen,
 ) -> DataFacts:
     """The figures of a dataset as `train` would use it.
@@ -75,8 +75,7 @@ def check(
     ready = data_ready(dataset)
     lengths = lengths_of(dataset.train.encoded).tolist()
     plan = plan_steps(lengths, training)
-    skipped = {BAD_RECORD: list(bad_records)} if bad_records else {}
-    skipped |= together(part.skipped for part in (dataset.train, dataset.validation))
+    skipped, altered = skipped_of(dataset, bad_records), altered_of(dataset)
     return DataFacts(
         examples=dataset.given,
         train=ready.train_examples,
@@ -87,12 +86,14 @@ def check(
         share=ready.trained_tokens / ready.train_tokens,
         lengths=ready.lengths,
         histogram=histogram(lengths),
-        skipped=skipped,
-        altered=together(part.altered for part in (dataset.train, dataset.validation)),
+        skipped={reason: sources.first for reason, sources in skipped.items()},
+        skipped_counts={reason: sources.count for reason, sources in skipped.items()},
+        altered={what: sources.first for what, sources in altered.items()},
+        altered_counts={what: sources.count for what, sources in altered.items()},
         duplicates=dataset.duplicates,
         overlap=dataset.overlap,
-        empty=len(skipped.get(EMPTY_ANSWER, [])),
-        endless=len(dataset.train.endless),
+        empty=skipped.get(EMPTY_ANSWER, Named()).count,
+        endless=dataset.train.endless.count,
         steps_per_epoch=plan.ends[0],
         total_steps=plan.total,
         warnings=[base.template.notice] if base.template.notice else [],

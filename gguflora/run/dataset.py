@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from gguflora.config import DataConfig
 from gguflora.data import (
     Encoded,
     Example,
+    Named,
     Prepared,
-    catalogue_of,
     choose_validation,
     default_validation_share,
+    joined,
     lengths_of,
     overlap,
     repeats,
@@ -93,46 +94,52 @@ def _parts(
     examples: Iterable[Example], validation: Iterable[Example] | None, config: DataConfig, seed: int
 ) -> tuple[Part, Part, str]:
     """What is trained, what is measured, and where the latter is from, in words."""
-    known = catalogue_of(examples)
-    count = len(known.conversations)
+    whole = Part.whole(examples)
     if validation is not None:
-        other = catalogue_of(validation)
-        all_of_it = Part(validation, other, np.ones(len(other.conversations), np.bool_))
-        return Part(examples, known, np.ones(count, np.bool_)), all_of_it, "given"
+        return whole, Part.whole(validation), "given"
     share = config.validation_split
     source = "split off" if share else "none asked for" if share == 0 else "10 % split off, at most 200"
     if share is None:
-        share = default_validation_share(count)
+        share = default_validation_share(len(whole))
         source = source if share else "none below 100 examples"
-    chosen = choose_validation(known.contents, share, seed)
-    return Part(examples, known, ~chosen), Part(examples, known, chosen), source
+    chosen = choose_validation(whole.known.contents, share, seed)
+    return replace(whole, wanted=~chosen), replace(whole, wanted=chosen), source
 
 
-def data_ready(dataset: Dataset, bad_records: Sequence[str] = ()) -> DataReady:
+def data_ready(dataset: Dataset, bad_records: Named = Named()) -> DataReady:  # noqa: B008 (only read)
     """What to tell about a dataset.
 
     Args:
         dataset: as it is trained.
         bad_records: a sentence, which begins with the place, about each record that could not be used.
     """
-    parts = (dataset.train, dataset.validation)
-    bad = {BAD_RECORD: [sentence.rstrip(".") for sentence in bad_records]} if bad_records else {}
-    skipped = bad | together(part.skipped for part in parts)
-    altered = together(part.altered for part in parts)
+    sentences = [sentence.rstrip(".") for sentence in bad_records.first]  # they stand in a list
+    skipped, altered = skipped_of(dataset, Named(bad_records.count, sentences)), altered_of(dataset)
     encoded = dataset.train.encoded
     lengths = np.sort(lengths_of(encoded))
     return DataReady(
         train_examples=len(encoded),
         validation_examples=len(dataset.validation.encoded),
         validation_from=dataset.validation_from,
-        skipped={reason: len(sources) for reason, sources in skipped.items()},
-        skipped_examples={reason: sources[:_NAMED] for reason, sources in skipped.items()},
+        skipped={reason: sources.count for reason, sources in skipped.items()},
+        skipped_examples={reason: sources.first[:_NAMED] for reason, sources in skipped.items()},
         train_tokens=int(lengths.sum()),
         trained_tokens=trained_tokens(encoded),
         lengths=(int(lengths[0]), int(lengths[len(lengths) // 2]), int(lengths[-1])),
-        altered={what: len(sources) for what, sources in altered.items()},
-        altered_examples={what: sources[:_NAMED] for what, sources in altered.items()},
+        altered={what: sources.count for what, sources in altered.items()},
+        altered_examples={what: sources.first[:_NAMED] for what, sources in altered.items()},
     )
+
+
+def skipped_of(dataset: Dataset, bad_records: Named) -> dict[str, Named]:
+    """What was left out of a dataset, by reason; `bad_records` has a sentence about each record."""
+    bad = {BAD_RECORD: bad_records} if bad_records.count else {}
+    return bad | _together([dataset.train.skipped, dataset.validation.skipped])
+
+
+def altered_of(dataset: Dataset) -> dict[str, Named]:
+    """What of a dataset is not trained as it stands, by what was done."""
+    return _together([dataset.train.altered, dataset.validation.altered])
 
 
 def first_example(base: Base, encoded: Encoded) -> FirstExample:
@@ -153,20 +160,17 @@ def _require_endings(train: Part, trained: Prepared) -> None:
         DataError: that is so; names the first.
     """
     conversations = train.known.conversations[train.wanted].any()
-    if conversations and len(trained.endless) == len(trained.encoded):
+    if conversations and trained.endless.count == len(trained.encoded):
         raise DataError(
-            f"No example trains a token that ends an answer (the first is {trained.endless[0]}), so the model would "
-            "never learn to stop; raise --max-length, or use --overlong drop or truncate-left."
+            f"No example trains a token that ends an answer (the first is {trained.endless.first[0]}), so the model "
+            "would never learn to stop; raise --max-length, or use --overlong drop or truncate-left."
         )
 
 
-def together(parts: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, list[str]]:
+def _together(parts: Sequence[Mapping[str, Named]]) -> dict[str, Named]:
     """The sources of all parts by reason."""
-    found: dict[str, list[str]] = {}
-    for part in parts:
-        for reason, sources in part.items():
-            found.setdefault(reason, []).extend(sources)
-    return found
+    reasons = dict.fromkeys(reason for part in parts for reason in part)
+    return {reason: joined(part[reason] for part in parts if reason in part) for reason in reasons}
 
 
 def encoded_hash(encoded: Sequence[Encoded]) -> str:

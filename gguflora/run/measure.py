@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from gguflora.config import DataConfig, TemplateConfig
-from gguflora.data import Example, catalogue_of
+from gguflora.data import Example
 from gguflora.errors import UsageError
 from gguflora.events import Progress, unseen
 from gguflora.gguf import Adapter, check_fits, read_adapter
@@ -31,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 def measure(
     model: Path,
-    examples: Sequence[Example],
+    examples: Iterable[Example],
     lora: Path | None,
     scale: float,
     config: TemplateConfig = TemplateConfig(),  # noqa: B008 (frozen)
@@ -41,7 +40,7 @@ def measure(
 
     Args:
         model: GGUF file.
-        examples: to measure on.
+        examples: to measure on, gone through twice and never held.
         lora: an adapter to put on the model.
         scale: factor of its strength.
         config: the template and its options; where it has none, those that the adapter was trained with.
@@ -59,9 +58,8 @@ def measure(
     base = open_base(model, config)
     if base.template.notice:
         _log.warning("%s", base.template.notice)
-    whole = Part(examples, catalogue_of(examples), np.ones(len(examples), np.bool_))
     options = DataConfig(max_length=base.spec.context_length, token_cache="off")
-    measured_on = prepared(base, whole, options, Encoding(progress=progress))
+    measured_on = prepared(base, Part.whole(examples), options, Encoding(progress=progress))
     set_threads(None)
     bound_product_caches()
     measured = evaluate(
@@ -78,7 +76,7 @@ def measure(
         "model": str(model),
         "lora": str(lora) if lora else None,
         "scale": scale if lora else None,
-        "skipped": {reason: len(sources) for reason, sources in measured_on.skipped.items()},
+        "skipped": {reason: sources.count for reason, sources in measured_on.skipped.items()},
     }
 
 

@@ -29,8 +29,10 @@ from gguflora.data import (
     Account,
     Catalogue,
     Example,
+    Named,
     Preparation,
     Prepared,
+    catalogue_of,
     encode_all,
     id_of,
     map_store,
@@ -69,6 +71,12 @@ class Part:
     examples: Iterable[Example]
     known: Catalogue
     wanted: npt.NDArray[np.bool_]
+
+    @classmethod
+    def whole(cls, examples: Iterable[Example]) -> Part:
+        """All of `examples`, which are gone through once."""
+        known = catalogue_of(examples)
+        return cls(examples, known, np.ones(len(known.conversations), np.bool_))
 
     def __len__(self) -> int:
         return int(self.wanted.sum())
@@ -165,10 +173,17 @@ def _encoded(
     total = len(part)
     return encode_all(
         part,
-        Preparation(base.tokenizer, base.template, config.max_length, config.train_on, config.overlong),
+        preparation(base, config),
         account,
         processes=processes_for(part, encoding.cores or usable_cores()),
         on_done=lambda done: encoding.progress(done, total),
+    )
+
+
+def preparation(base: Base, config: DataConfig) -> Preparation:
+    """How the examples of `config` become tokens of `base`."""
+    return Preparation(
+        base.tokenizer, base.template, config.max_length, config.train_on, config.overlong, config.overlap
     )
 
 
@@ -183,12 +198,21 @@ def _notes(account: Account) -> bytes:
     return json.dumps(asdict(account)).encode()
 
 
+def _noted(notes: bytes) -> Account:
+    """The account that `_notes` wrote."""
+    found = json.loads(notes)
+    skipped, altered = (
+        {reason: Named(**named) for reason, named in found[group].items()} for group in ("skipped", "altered")
+    )
+    return Account(skipped, altered, Named(**found["endless"]))
+
+
 def _used(path: Path) -> Prepared:
     """What a file holds; it becomes the last to be removed."""
     store = open_store(path)
     with contextlib.suppress(OSError):  # a cache that can only be read is one too
         os.utime(path)
-    return Account(**json.loads(store.notes)).about(store)
+    return _noted(store.notes).about(store)
 
 
 def _key(base: Base, part: Part, config: DataConfig) -> str:
@@ -197,7 +221,7 @@ def _key(base: Base, part: Part, config: DataConfig) -> str:
     settings = {
         "tokenizer": base.identity.tokenizer,
         "template": _template(base),
-        "options": [config.max_length, config.overlong, config.train_on],
+        "options": [config.max_length, config.overlong, config.overlap, config.train_on],
         "code": _code(),
     }
     digest.update(json.dumps(settings, sort_keys=True).encode())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 
 from gguflora import llamacpp
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TemplateConfig, TrainingConfig
-from gguflora.data import Encoded, Example
+from gguflora.data import Encoded, Example, Named
 from gguflora.errors import GgufloraError, MachineError
 from gguflora.events import Event, Finished, MemoryPlanned, Planned, Progress, Warned, unseen
 from gguflora.gguf import ChatSetting
@@ -70,7 +70,7 @@ class Request:
     stop: Callable[[], str | None] = lambda: None
     init_adapter: Path | None = None
     dry_run: bool = False
-    bad_records: Sequence[str] = ()
+    bad_records: Named = field(default_factory=Named)
     progress: Progress = unseen
 
 

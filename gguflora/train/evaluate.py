@@ -33,8 +33,11 @@ def evaluate(decoder: Decoder, encoded: Sequence[Encoded], micro_batch_tokens: i
     lengths, limit = lengths_of(encoded).tolist(), micro_batch_tokens
     while True:
         try:
-            nll = np.concatenate([token_nll(decoder, row, method) for row in packed(encoded, limit)])
-            return Measured(float(nll.mean(dtype=np.float64)), len(nll))
+            total, tokens = 0.0, 0
+            for row in packed(encoded, limit):
+                nll = token_nll(decoder, row, method)
+                total, tokens = total + float(nll.sum(dtype=np.float64)), tokens + len(nll)
+            return Measured(total / tokens, tokens)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

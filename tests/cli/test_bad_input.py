@@ -284,6 +284,12 @@ OPTIONS: dict[str, tuple[list[str], tuple[str, ...]]] = {
     "weight decay below 0": (["--weight-decay", "-1"], ("--weight-decay", "-1")),
     "gradient norm 0": (["--max-grad-norm", "0"], ("--max-grad-norm", "0")),
     "length 1": (["--max-length", "1"], ("--max-length", "1")),
+    "no overlap": (["--overlong", "split", "--overlap", "0"], ("--overlap", "1 to 2047", "0")),
+    "an overlap as long as a window": (
+        ["--overlong", "split", "--overlap", "64", "--max-length", "64"],
+        ("--overlap", "1 to 63", "--max-length", "64"),
+    ),
+    "an overlap of nothing": (["--overlap", "64"], ("--overlap 64", "--overlong split")),
     "an unknown schedule": (["--schedule", "cosin"], ("--schedule", "cosin", "cosine")),
     "a split of everything": (["--validation-split", "1"], ("--validation-split", "1")),
     "a split below 0": (["--validation-split", "-0.1"], ("--validation-split", "-0.1")),

@@ -115,7 +115,9 @@ def test_check_counts_by_hand(model: Path, tmp_path: Path, capsys: pytest.Captur
             "weight 0": [f"{data}:5"],
             "longer than max_length": [f"{data}:7"],
         },
+        "skipped_counts": {"empty answer": 1, "weight 0": 1, "longer than max_length": 1},
         "altered": {},
+        "altered_counts": {},
         "duplicates": 2,
         "overlap": 1,
         "empty": 1,
@@ -262,6 +264,23 @@ def test_progress_never_stands_among_what_is_for_programs(
     told = capsys.readouterr()
     assert [type(json.loads(line)) for line in told.out.splitlines()] == [dict] * len(told.out.splitlines())
     assert "encoding: 1 of 4 examples, about 0 s left\n" in told.err
+
+
+def test_check_counts_all_and_names_the_first(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Of skipped examples, of bad records and of changed examples, in the JSON and in the lines."""
+    monkeypatch.setattr("gguflora.data.named.MOST_NAMED", 4)
+    good, empty, long = ({"prompt": "q", "completion": text} for text in ("a", " ", "0" * 40))
+    data = dataset(tmp_path, good, *[empty, {"none": 1}, long] * 5)
+    options = (model, data, "--max-length", 20, "--overlong", "truncate-right", "--on-bad-record", "skip")
+    facts = checked(capsys, *options)
+    assert facts["skipped_counts"] == {"bad record": 5, "empty answer": 5}
+    assert facts["skipped"]["empty answer"] == [f"{data}:{line}" for line in (2, 5, 8, 11)]
+    assert len(facts["skipped"]["bad record"]) == 4
+    assert list(facts["altered_counts"].values()) == [5]
+    assert command("data", "check", *options) == 0
+    assert f"skipped 5: empty answer ({data}:2, {data}:5, {data}:8, ...)" in capsys.readouterr().out
 
 
 def test_training_stops_where_no_answer_has_an_end(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

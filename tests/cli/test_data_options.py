@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gguflora.data import Encoded, EncodedStore, Example, StreamedExamples
+from gguflora.run.tokens import Part
+from gguflora.train import Measured, evaluate
 from tests.runs import COMMAND, command
 from tests.tiny import tiny_llama
 
@@ -81,6 +86,36 @@ def test_a_source_of_weight_0_is_left_out(model: Path, table: Path, capsys: pyte
     result = json.loads(capsys.readouterr().out)
     assert result["examples"] == 3
     assert result["skipped"] == {"weight 0": 1, "bad record": 2}
+
+
+def test_large_data_are_measured_as_small_ones_are_and_not_held(
+    model: Path, table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The same figures to the last bit; the tokens are in a file that leaves nothing behind."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(table.parent / "cache"))
+    seen: list[type] = []
+    whole = Part.whole
+
+    def watched(examples: Iterable[Example]) -> Part:
+        seen.append(type(examples))
+        return whole(examples)
+
+    def watched_too(decoder: Any, encoded: Sequence[Encoded], *others: Any) -> Measured:
+        seen.append(type(encoded))
+        return evaluate(decoder, encoded, *others)
+
+    monkeypatch.setattr("gguflora.run.tokens.Part.whole", watched)
+    monkeypatch.setattr("gguflora.run.measure.evaluate", watched_too)
+    told = []
+    for large in (2**30, 1):
+        monkeypatch.setattr("gguflora.data.streamed.LARGE", large)
+        monkeypatch.setattr("gguflora.run.tokens.MANY", large)
+        assert command("eval", model, table, *COLUMNS, *SKIP, "--json") == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert json.loads(told[0])["skipped"] == {"bad record": 2}
+    assert seen == [list, tuple, StreamedExamples, EncodedStore]
+    assert not (table.parent / "cache/gguflora/tokens").exists()
 
 
 @pytest.mark.parametrize("before", [[], ["data.jsonl"]])

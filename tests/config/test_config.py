@@ -29,6 +29,7 @@ def test_the_defaults_are_the_documented_ones():
         "on_bad_record": "error",
         "max_length": 2048,
         "overlong": "drop",
+        "overlap": 1,
         "train_on": "all",
         "validation": None,
         "validation_split": None,
@@ -83,6 +84,11 @@ WRONG = {
     DataConfig: [
         {"max_length": 1},
         {"overlong": "truncate"},
+        {"overlong": "split", "overlap": 0},
+        {"overlong": "split", "overlap": 8.5},
+        {"overlong": "split", "max_length": 8, "overlap": 8},
+        {"overlap": 2},
+        {"overlong": "truncate-left", "overlap": 2},
         {"train_on": "first"},
         {"validation_split": -0.1},
         {"token_cache": "maybe"},
@@ -181,7 +187,7 @@ def test_the_smallest_sensible_values_pass(record, values):
 def test_every_number_is_tested_above_with_a_wrong_value():
     types = {field.name: set(field.type.split(" | ")) for record in RECORDS for field in dataclasses.fields(record)}
     numbers = {name for name, kinds in types.items() if kinds & {"int", "float"}}
-    assert len(numbers) == 19
+    assert len(numbers) == 20
     assert numbers <= {name for cases in WRONG.values() for case in cases for name in case}
 
 

@@ -70,20 +70,40 @@ def test_pieces_keep_weight_and_name_their_source():
     ]
 
 
-@given(st.integers(3, 40), st.data(), st.integers(2, 12), st.booleans())
-def test_windows_train_each_position_exactly_once_behind_the_token_before_it(
+def test_windows_with_more_context_by_hand():
+    """Of 5 tokens, 3 were in the window before; with BOS in front, 2 of 5 are new where 2 are context."""
+    assert shown(fit(NINE, 5, "split", 0, 3)) == [
+        ([10, 11, 12, 13, 14], [-100, -100, -100, -100, 14]),
+        ([12, 13, 14, 15, 16], [-100, -100, -100, 15, 16]),
+        ([14, 15, 16, 17, 18], [-100, -100, -100, 17, -100]),
+    ]
+    example = encoded([BOS, 11, 12, 13, 14, 15, 16], {1, 2, 3, 4, 5, 6})
+    assert shown(fit(example, 5, "split", 1, 2)) == [
+        ([BOS, 11, 12, 13, 14], [-100, 11, 12, 13, 14]),
+        ([BOS, 13, 14, 15, 16], [-100, -100, -100, 15, 16]),
+    ]
+
+
+@given(st.integers(3, 60), st.data(), st.integers(2, 12), st.booleans())
+def test_windows_train_each_position_exactly_once_behind_the_tokens_before_it(
     length: int, data: st.DataObject, max_length: int, bos: bool
 ):
-    """Tokens tell their positions, so the labels of all windows together are those of the example, none twice."""
+    """Tokens tell their positions, so the labels of all windows together are those of the example, none twice.
+
+    What is trained stands behind `overlap` tokens at least, each behind the one before it, or behind all there are.
+    """
+    overlap = data.draw(st.integers(1, max_length - 1))
     trained = data.draw(st.sets(st.integers(1, length - 1), min_size=1))
     example = encoded(list(range(length)), trained)
-    pieces = fit(example, max_length, "split", int(bos))
+    pieces = fit(example, max_length, "split", int(bos), overlap)
     assert all(len(piece.tokens) <= max_length for piece in pieces)
     labels = [label for piece in pieces for label in piece.labels.tolist() if label != -100]
     assert sorted(labels) == sorted(trained)
     for piece in pieces:
-        for before, label in zip(piece.tokens.tolist(), piece.labels.tolist()[1:], strict=False):
-            assert label in (-100, before + 1)
+        for place, label in enumerate(piece.labels.tolist()):
+            if label != -100:
+                context = piece.tokens[max(0, place - overlap) : place].tolist()
+                assert context[-min(overlap, label) :] == list(range(max(0, label - overlap), label))
 
 
 @given(st.integers(3, 40), st.data(), st.integers(3, 12), st.booleans())

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gguflora.config import Overlong, TrainOn
-from gguflora.data import prepare
+from gguflora.data import Named, prepare
 from gguflora.data.example import Completion, Example
 from gguflora.data.preparation import (
     LONG_DOCUMENTS,
@@ -38,17 +38,17 @@ def test_what_cannot_teach_is_left_out_and_counted_by_source(tokenizer: Tokenize
     prepared = prepare(examples, tokenizer, template, max_length=50)
     assert [(one.source, one.weight) for one in prepared.encoded] == [("example 1", 1.0), ("example 7", 2.0)]
     assert prepared.skipped == {
-        "weight 0": ("x.jsonl:2",),
-        "empty answer": ("example 3", "example 4"),
-        "no message of the assistant": ("example 5",),
-        "longer than max_length": ("example 6",),
+        "weight 0": Named(1, ["x.jsonl:2"]),
+        "empty answer": Named(2, ["example 3", "example 4"]),
+        "no message of the assistant": Named(1, ["example 5"]),
+        "longer than max_length": Named(1, ["example 6"]),
     }
 
 
 def test_an_empty_answer_among_others_leaves_the_example_out(tokenizer: Tokenizer, template: ChatTemplate):
     turns = [("user", "a"), ("assistant", ""), ("user", "b"), ("assistant", "c")]
     example = Example.messages([{"role": role, "content": content} for role, content in turns])
-    assert prepare([THREE, example], tokenizer, template, 99).skipped == {"empty answer": ("example 2",)}
+    assert prepare([THREE, example], tokenizer, template, 99).skipped == {"empty answer": Named(1, ["example 2"])}
 
 
 CHATML = (
@@ -65,10 +65,10 @@ def test_what_is_not_trained_as_it_stands_is_counted_by_source(tokenizer: Tokeni
     plain = Example.messages([QUESTION, ANSWER] * 2)
     drops = Example.messages([QUESTION, thinking] * 2)
     prepared = prepare([plain, drops], tokenizer, ChatTemplate(CHATML), 99)
-    assert prepared.altered == {OWN_DOCUMENTS: ("example 2",)}
+    assert prepared.altered == {OWN_DOCUMENTS: Named(1, ["example 2"])}
     trained = [tokenizer.decode(one.labels[one.labels >= 0].tolist()) for one in prepared.encoded]
     assert trained == ["b<|im_end|>b<|im_end|>", "<think>hm</think>b<|im_end|>", "<think>hm</think>b<|im_end|>"]
-    assert prepare([plain, drops], tokenizer, template, 199).altered == {LOST_REASONING: ("example 2",)}
+    assert prepare([plain, drops], tokenizer, template, 199).altered == {LOST_REASONING: Named(1, ["example 2"])}
 
 
 def test_an_earlier_answer_that_can_not_be_trained_is_counted(tokenizer: Tokenizer):
@@ -76,7 +76,7 @@ def test_an_earlier_answer_that_can_not_be_trained_is_counted(tokenizer: Tokeniz
     opens = "<|im_start|>assistant\n{% if messages | length == 1 %}<plan>{% endif %}"
     template = ChatTemplate(CHATML.replace("<|im_start|>assistant\n", opens))
     prepared = prepare([Example.messages([QUESTION, ANSWER] * 2)], tokenizer, template, 99)
-    assert prepared.altered == {LOST_ANSWERS: ("example 1",)}
+    assert prepared.altered == {LOST_ANSWERS: Named(1, ["example 1"])}
     assert [tokenizer.decode(one.labels[one.labels >= 0].tolist()) for one in prepared.encoded] == ["b<|im_end|>"]
 
 
@@ -86,11 +86,11 @@ def test_a_document_that_is_too_long_leaves_the_others(tokenizer: Tokenizer):
     lengths = [len(one.tokens) for one in prepare([drops], tokenizer, ChatTemplate(CHATML), 99).encoded]
     prepared = prepare([drops], tokenizer, ChatTemplate(CHATML), lengths[1] - 1)
     assert [len(one.tokens) for one in prepared.encoded] == lengths[:1]
-    assert prepared.altered == {OWN_DOCUMENTS: ("example 1",), LONG_DOCUMENTS: ("example 1",)}
+    assert prepared.altered == {OWN_DOCUMENTS: Named(1, ["example 1"]), LONG_DOCUMENTS: Named(1, ["example 1"])}
     assert filter_by_length([drops], tokenizer, ChatTemplate(CHATML), lengths[1] - 1) == []
     assert filter_by_length([drops], tokenizer, ChatTemplate(CHATML), lengths[1]) == [drops]
     prepared = prepare([drops, THREE], tokenizer, ChatTemplate(CHATML), lengths[0] - 1)
-    assert prepared.skipped == {"longer than max_length": ("example 1",)}
+    assert prepared.skipped == {"longer than max_length": Named(1, ["example 1"])}
 
 
 OPENS = CHATML.replace(
@@ -105,13 +105,13 @@ def test_answers_that_think_nothing_are_counted_with_what_avoids_it(tokenizer: T
     thinking = Example.messages([QUESTION, {**ANSWER, "reasoning_content": "hm"}])
     template = ChatTemplate(OPENS)
     prepared = prepare([plain, thinking], tokenizer, template, 99)
-    assert prepared.altered == {NO_REASONING + WITHOUT_PLACE: ("example 1",)}
+    assert prepared.altered == {NO_REASONING + WITHOUT_PLACE: Named(1, ["example 1"])}
     trained = [tokenizer.decode(one.labels[one.labels >= 0].tolist()) for one in prepared.encoded]
     assert trained == ["</think>b<|im_end|>", "hm</think>b<|im_end|>"]
     off = replace(template, switches={"enable_thinking": False})
     assert prepare([plain], tokenizer, off, 99).altered == {}
     always = ChatTemplate(CHATML.replace("assistant\n", "assistant\n<think>"))
-    assert prepare([plain], tokenizer, always, 99).altered == {NO_REASONING: ("example 1",)}
+    assert prepare([plain], tokenizer, always, 99).altered == {NO_REASONING: Named(1, ["example 1"])}
 
 
 @pytest.mark.parametrize(
@@ -128,15 +128,34 @@ def test_a_longer_example_is_cut_or_split_and_counted(
     """9 tokens in windows of 4, each beginning with the last of the one before: 4, 3 and 2 of their own."""
     nine = Example.completion("a", " b" * 7)
     prepared = prepare([THREE, nine], tokenizer, template, 4, overlong=overlong)
-    assert (prepared.altered, prepared.skipped) == ({what: ("example 2",)}, {})
+    assert (prepared.altered, prepared.skipped) == ({what: Named(1, ["example 2"])}, {})
     assert len(prepared.encoded) == 1 + pieces
-    assert len(prepared.endless) == endless
+    assert prepared.endless.count == len(prepared.endless.first) == endless
+
+
+def test_windows_have_as_much_context_as_asked_for(tokenizer: Tokenizer, template: ChatTemplate):
+    """9 tokens in windows of 4 that begin with 2 of the one before: 4, then 2 of their own each, the last 1."""
+    nine = Example.completion("a", " b" * 7)
+    prepared = prepare([nine], tokenizer, template, 4, overlong="split", overlap=2)
+    assert [int((one.labels >= 0).sum()) for one in prepared.encoded] == [3, 2, 2, 1]
+
+
+def test_of_many_sources_the_first_are_named_and_all_are_counted(
+    tokenizer: Tokenizer, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+):
+    """Skipped, cut and endless ones alike: nothing grows with the data but numbers."""
+    monkeypatch.setattr("gguflora.data.named.MOST_NAMED", 2)
+    long, empty = Example.completion("a", " b" * 7), Example.completion("a", "")
+    prepared = prepare([THREE, *[long, empty] * 50], tokenizer, template, 4, overlong="truncate-right")
+    assert prepared.skipped == {"empty answer": Named(50, ["example 3", "example 5"])}
+    assert list(prepared.altered.values()) == [Named(50, ["example 2", "example 4"])]
+    assert prepared.endless == Named(50, ["example 2", "example 4"])
 
 
 def test_what_a_cut_leaves_nothing_trained_of_is_skipped(tokenizer: Tokenizer, template: ChatTemplate):
     example = Example.completion("a " * 9, "b")
     assert prepare([THREE, example], tokenizer, template, 4, overlong="truncate-right").skipped == {
-        "longer than max_length, and nothing trained is left of it": ("example 2",)
+        "longer than max_length, and nothing trained is left of it": Named(1, ["example 2"])
     }
 
 

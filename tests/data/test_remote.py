@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import io
 import sys
 from collections.abc import Iterator
@@ -95,12 +96,39 @@ def test_what_can_not_be_reached_is_said_with_its_address():
         load_jsonl("zip://d.jsonl::memory://d.zip")
 
 
-def test_a_package_that_an_address_needs_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(
-        UsageError, match=r"^s3://bucket/d\.jsonl needs a package that is not installed \(.*s3fs.*\); install"
-    ):
+@pytest.mark.parametrize(
+    ("package", "address"),
+    [
+        ("s3fs", "s3://bucket/d.jsonl"),
+        ("s3fs", "s3://bucket/*.jsonl"),
+        ("huggingface_hub", "hf://datasets/name/d.parquet"),
+        ("gcsfs", "gs://bucket/d.csv.gz"),
+        ("adlfs", "az://container/d.jsonl"),
+        ("aiohttp", "https://host.invalid/d.jsonl"),
+    ],
+)
+def test_a_package_that_an_address_needs_is_named(package: str, address: str, monkeypatch: pytest.MonkeyPatch):
+    for module in [name for name in sys.modules if name.startswith(f"{package}.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "fsspec.implementations.http", raising=False)
+    registry = importlib.import_module("fsspec.registry")  # a mapping of that name is in its place in fsspec
+    monkeypatch.setattr(registry, "_registry", {})  # classes that were found before
+    with pytest.raises(UsageError) as refused:
+        load_examples([address])
+    assert str(refused.value) == f"{address} needs {package}, which is not installed: pip install {package}."
+
+
+def test_a_package_that_is_broken_is_said(monkeypatch: pytest.MonkeyPatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ImportError("cannot import name 'x' from 's3fs'")
+
+    monkeypatch.setattr("fsspec.open", broken)
+    with pytest.raises(UsageError) as refused:
         load_examples(["s3://bucket/d.jsonl"])
+    assert str(refused.value) == (
+        "s3://bucket/d.jsonl needs a package that can't be used (cannot import name 'x' from 's3fs'); install it again."
+    )
 
 
 def test_an_error_in_the_middle_is_told_with_the_address(

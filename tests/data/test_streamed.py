@@ -79,5 +79,24 @@ def test_a_bad_record_is_told_once_however_often_it_is_met(path: Path):
     assert len(list(streamed)) == len(list(streamed)) == 5
     assert len(told) == 1
     assert f"{path}:6" in told[0]
+
+
+@pytest.mark.usefixtures("all_is_large")
+def test_each_bad_record_is_told_once_also_where_a_reading_was_broken_off_and_nothing_of_them_is_held(path: Path):
+    path.write_text('{"prompt": "a", "completion": "b"}\n[]\n' * 4)
+    told: list[str] = []
+    streamed = open_examples([path], ReadConfig(on_bad_record="skip"), told.append)
+    assert isinstance(streamed, StreamedExamples)
+    reading = iter(streamed)
+    for _ in range(3):
+        next(reading)
+    assert len(told) == 2
+    assert len(list(streamed)) == len(list(reading)) + 3 == 4
+    assert [sentence.partition(": ")[0] for sentence in told] == [f"{path}:{line}" for line in (2, 4, 6, 8)]
+
+
+@pytest.mark.usefixtures("all_is_large")
+def test_a_bad_record_of_a_large_file_stops_it_unless_it_may_be_skipped(path: Path):
+    path.write_text(path.read_text() + "{}\n")
     with pytest.raises(DataError, match=r"d\.jsonl:6"):
         list(open_examples([path]))

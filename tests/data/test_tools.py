@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gguflora.data import prepare
+from gguflora.data import Named, prepare
 from gguflora.data.example import Conversation, Example, Message
 from gguflora.data.formats import load_jsonl, save_jsonl
 from gguflora.data.labels import encode_example
@@ -135,7 +135,7 @@ def test_an_answer_that_only_calls_is_not_empty(tokenizer: Tokenizer):
     assert len(prepare([calling], tokenizer, TOOLED, 500).encoded) == 1
     nothing = [CONVERSATION[1], {"role": "assistant", "content": " ", "reasoning_content": "hm"}]
     prepared = prepare([calling, Example.messages(nothing)], tokenizer, TOOLED, 500)
-    assert prepared.skipped == {"empty answer": ("example 2",)}
+    assert prepared.skipped == {"empty answer": Named(1, ["example 2"])}
 
 
 def test_tools_calls_and_reasoning_are_read_and_written_back(tmp_path: Path):

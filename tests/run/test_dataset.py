@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gguflora.config import DataConfig
-from gguflora.data import Encoded, Example
+from gguflora.data import Encoded, Example, Named
 from gguflora.errors import DataError
 from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_example, make_dataset
 from gguflora.run.opening import Base, model_loaded, open_base
@@ -86,7 +86,7 @@ def test_the_figures_add_up(base: Base):
 
 def test_records_that_could_not_be_read_are_counted_and_the_first_named(base: Base):
     sentences = [f"d.jsonl:{line}: the prompt is null; it must be text." for line in range(4, 9)]
-    ready = data_ready(make_dataset(base, some(3), None, DataConfig(), 0), sentences)
+    ready = data_ready(make_dataset(base, some(3), None, DataConfig(), 0), Named(5, sentences))
     assert ready.skipped == {"bad record": 5}
     assert ready.skipped_examples == {
         "bad record": [f"d.jsonl:{line}: the prompt is null; it must be text" for line in (4, 5, 6)]

@@ -88,7 +88,7 @@ def test_all_is_as_in_memory(base: Base, cache: Path):
     assert isinstance(found.encoded, EncodedStore)
     expected = prepare(MIXED, base.tokenizer, base.template, 40, overlong="truncate-right")
     assert account(found) == account(expected)
-    assert [len(group) for group in (found.skipped, found.altered, found.endless)] == [3, 1, 1]  # so all are compared
+    assert (len(found.skipped), len(found.altered), found.endless.count) == (3, 1, 1)  # so all are compared
     assert len(names(cache)) == 1
 
 
@@ -121,6 +121,12 @@ def test_other_examples_have_another_file(what: str, base: Base, cache: Path):
 def test_other_options_have_another_file(options: dict[str, Any], base: Base, cache: Path):
     for chosen in ({}, options):
         made(base, MIXED, **chosen)
+    assert len(names(cache)) == 2
+
+
+def test_another_overlap_has_another_file(base: Base, cache: Path):
+    for overlap in (1, 2):
+        made(base, MIXED, max_length=40, overlong="split", overlap=overlap)
     assert len(names(cache)) == 2
 
 
