@@ -279,7 +279,7 @@ def test_killed_after_training_only_the_report_is_made_up_for(
     assert command(*given.arguments(folder)) == 130
     checked: list[Path] = []
     made_up_for = "gguflora.run.training._check_in_llamacpp"
-    monkeypatch.setattr(made_up_for, lambda _base, adapter, *_, **__: checked.append(adapter) or [])
+    monkeypatch.setattr(made_up_for, lambda _request, _setup, adapter, *_, **__: checked.append(adapter) or [])
     for _ in range(2):
         assert command(*given.arguments(folder, "--resume")) == 0
     assert [adapter.name[:19] for adapter in checked] == ["best_adapter_epoch_"]
