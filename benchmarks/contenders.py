@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.flops import step_flops
 from benchmarks.phases import Clock, of_gguflora
-from benchmarks.turns import Answer, peak_bytes, serve
+from benchmarks.turns import Answer, serve
 from benchmarks.workload import CONFIG, RANK, SCALE, Kind, Workload, fresh_pairs, open_workload, step_examples
 from gguflora.data import Encoded
 from gguflora.events import Event, StepDone
@@ -24,6 +24,7 @@ from gguflora.model import Workspace, load_decoder, with_pairs
 from gguflora.run.fitting import ROWS
 from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.train import Job, new_state, train
+from gguflora.train.memory import peak_bytes
 
 Step = Callable[[int], float]
 """Takes a step by its number and gives its loss; number 0 starts anew."""

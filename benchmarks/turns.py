@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -52,17 +51,3 @@ def child(module: str, arguments: list[str], environment: Mapping[str, str]) -> 
             yield ask
         finally:
             process.kill()
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held.
-
-    getrusage's number would not do on Linux: a new program inherits it from the process that started it.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-    [kib] = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(kib) * 1024

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json as json_text
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App
 
 from gguflora.config import DataConfig, ReadConfig, TemplateConfig, TrainingConfig
-from gguflora.run_options import Data, Flat
+from gguflora.run_options import Data, Flat, opened
 from gguflora.signals import signal_watch
 
 data_app = App(name="data", help="Look at a dataset as MODEL would see it; nothing is trained.")
@@ -89,15 +88,13 @@ def data_check(  # noqa: PLR0913 (one parameter for each group of options)
     """
     from rich.console import Console
 
-    from gguflora.data import Named, open_examples
+    from gguflora.data import Named
     from gguflora.report import EncodingProgress
     from gguflora.report.checked import as_json, lines_of
     from gguflora.run.data_check import check
 
     bad_records = Named()
-    examples = open_examples(data, reading, bad_records.append)
-    measured, others = replace(reading, source_weight=()), data_config.validation
-    validation = open_examples(others, measured, bad_records.append) if others else None
+    examples, validation = opened(data, reading, data_config.validation, bad_records)
     training = TrainingConfig(batch_size=batch_size, batch_tokens=batch_tokens, epochs=epochs, seed=seed)
     with signal_watch(), EncodingProgress(Console(stderr=True)) as progress:
         facts = check(model, examples, validation, data_config, template, training, bad_records, progress)

@@ -11,6 +11,9 @@ from cyclopts import Parameter
 from gguflora.config import ComputeConfig, DataConfig, LoraConfig, ReadConfig, TemplateConfig, TrainingConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gguflora.data import Example, Named
     from gguflora.run.training import Request
 
 Flat = Parameter(name="*")
@@ -43,6 +46,24 @@ class RunOptions:
     """Adapter to go on from; its rank, alpha and tensors are taken."""
 
 
+def opened(
+    data: list[str], reading: ReadConfig, validation: Path | str | None, bad_records: Named
+) -> tuple[Iterable[Example], Iterable[Example] | None]:
+    """The examples of a command line, and those to validate on, which no source's weight is for; both are read later.
+
+    Args:
+        data: datasets, as they were named; none is none.
+        reading: how records become examples.
+        validation: another dataset, or None.
+        bad_records: gets the sources of those that are left out.
+    """
+    from gguflora.data import open_examples
+
+    examples = open_examples(data, reading, bad_records.append) if data else ()
+    measured = replace(reading, source_weight=())
+    return examples, open_examples(validation, measured, bad_records.append) if validation else None
+
+
 def requested(model: Path, data: list[str], options: RunOptions, **others: Any) -> Request:
     """The run that a command line asks for.
 
@@ -52,15 +73,15 @@ def requested(model: Path, data: list[str], options: RunOptions, **others: Any) 
         options: what decides the run.
         others: fields of Request that are no such options.
     """
-    from gguflora.data import Named, open_examples
+    from gguflora.data import Named
     from gguflora.run.training import Request
 
     bad_records = Named()
-    measured, validation = replace(options.reading, source_weight=()), options.data.validation
+    examples, validation = opened(data, options.reading, options.data.validation, bad_records)
     return Request(
         model=model,
-        examples=open_examples(data, options.reading, bad_records.append) if data else (),
-        validation=open_examples(validation, measured, bad_records.append) if validation else None,
+        examples=examples,
+        validation=validation,
         lora=options.lora,
         data=options.data,
         template=options.template,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import resource
-import sys
 from collections.abc import Mapping
 
 from gguflora.arch import ModelSpec
@@ -23,6 +21,7 @@ from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.run.tokens import Encoding
 from gguflora.run.training import Request, loaded, make_job
 from gguflora.train import Job, State, new_state, train
+from gguflora.train.memory import peak_bytes
 
 _FULL = 2**40  # tokens of a step that fills every row
 
@@ -78,7 +77,7 @@ def time_steps(job: Job, state: State, steps: int) -> TimeFacts:
         total_steps=job.total_steps,
         run_tokens=round(run_tokens),
         run_seconds=run_tokens * seconds / tokens,
-        peak=_peak_resident(),
+        peak=peak_bytes(),
         shortened=shortened,
     )
 
@@ -112,9 +111,3 @@ def _facts(base: Base, load: Load, choices: Choices, known: bool) -> PlanFacts:
         machine=MachineFacts(**dataclasses.asdict(found), reach=now.size, whose=now.whose),
         time=None,
     )
-
-
-def _peak_resident() -> int:
-    """The most memory that this process has had, in bytes, pages of files included (getrusage(2))."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
