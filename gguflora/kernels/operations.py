@@ -17,8 +17,8 @@ from torch import Tensor
 
 from gguflora.gguf.format import GgmlType
 from gguflora.kernels.activation import explicit as activation
-from gguflora.kernels.attention import softmax
-from gguflora.kernels.attention.softmax import Softmax
+from gguflora.kernels.attention.versions import TORCH as TORCH_ATTENTION
+from gguflora.kernels.attention.versions import Attention
 from gguflora.kernels.dequantise.into import dequantise
 from gguflora.kernels.head_loss.cross_entropy import CrossEntropy, cross_entropy
 from gguflora.kernels.norm import explicit as norm
@@ -70,12 +70,12 @@ class Operations:
     rope: Rope
     activation: Activation
     add: Add
-    softmax: Softmax
+    attention: Attention
     cross_entropy: CrossEntropy
     dequantise: Dequantise
 
 
-TORCH = Operations(norm, rope, activation, residual.add, softmax.TORCH, cross_entropy, dequantise)
+TORCH = Operations(norm, rope, activation, residual.add, TORCH_ATTENTION, cross_entropy, dequantise)
 
 
 def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]:
@@ -103,13 +103,17 @@ def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]
 def compiled() -> Operations:
     """The compiled version; numba is imported, and at the first use on a machine it compiles, which takes seconds."""
     from gguflora.kernels.activation import compiled as activation
-    from gguflora.kernels.attention import compiled as softmax
+    from gguflora.kernels.attention.compiled import COMPILED
     from gguflora.kernels.dequantise import compiled as dequantise
     from gguflora.kernels.head_loss import compiled as head_loss
     from gguflora.kernels.norm import compiled as norm
     from gguflora.kernels.residual import compiled as residual
     from gguflora.kernels.rope import compiled as rope
+    from gguflora.kernels.vectors import has_instructions
 
-    return Operations(
-        norm, rope, activation, residual.add, softmax.COMPILED, head_loss.cross_entropy, dequantise.dequantise
-    )
+    attention = Attention(COMPILED)
+    if has_instructions():
+        from gguflora.kernels.attention import flash
+
+        attention = Attention(COMPILED, flash)
+    return Operations(norm, rope, activation, residual.add, attention, head_loss.cross_entropy, dequantise.dequantise)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-WORDS = 24  # room for a kernel's arguments
+WORDS = 32  # room for a kernel's arguments
 
 
 @cache

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from gguflora.arch import AttentionSpec
-from gguflora.kernels.attention import explicit as attention
 from gguflora.kernels.operations import Operations
 from gguflora.model import groups
 from gguflora.model.attention import Attention
@@ -42,10 +41,11 @@ class Row:
 
 @dataclass(frozen=True)
 class SavedAttention:
-    """qkv (T, (H + 2K) h) as the product gave them; mixed (T, H, h); and what the pairs keep."""
+    """qkv (T, (H + 2K) h) as the product gave them; mixed (T, H, h); and what attention and the pairs keep."""
 
     qkv: Tensor
     mixed: Tensor
+    lse: Tensor | None
     qkv_pairs: SavedPairs | None
     output_pairs: SavedPairs | None
 
@@ -62,10 +62,10 @@ def forward(
     q, _ = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, "q")
     k, _ = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, "k")
     mixed = work.take(prefix + "mixed", (tokens, spec.heads, spec.head_dim), x.dtype)
-    attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed, work.operations.softmax)
+    lse = work.operations.attention.forward(q, k, v, row.document_starts, spec.scale, spec.window, mixed)
     flat = mixed.view(tokens, -1)
     output_pairs = groups.forward(single(mixer.attn_output), flat, row.dropout, work, prefix + "c_output", y)
-    return SavedAttention(qkv, mixed, qkv_pairs, output_pairs)
+    return SavedAttention(qkv, mixed, lse, qkv_pairs, output_pairs)
 
 
 def backward(
@@ -88,15 +88,14 @@ def backward(
     raw_q, raw_k, v = _heads(saved.qkv, spec)
     q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, "q")
     k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, "k")
-    dq, dk, dv = attention.backward(
+    dq, dk, dv = work.operations.attention.backward(
         d_mixed.view_as(saved.mixed),
-        q,
-        k,
-        v,
+        saved.mixed,
+        saved.lse,
+        (q, k, v),
         row.document_starts,
         spec.scale,
         spec.window,
-        work.operations.softmax,
     )
     d_qkv = work.take("d_qkv", tuple(saved.qkv.shape), x.dtype)
     d_raw_q, d_raw_k, d_v = _heads(d_qkv, spec)

@@ -17,7 +17,7 @@ _MEANINGS = {
     "optimiser": "AdamW's two moments of each value",
     "saved activations": "what layers keep for their backward",
     "workspace": "buffers that all layers share",
-    "attention": "scores of a block of queries",
+    "attention": "what attention to a document works in",
     "head": "logits of a chunk of rows, and their states",
     "temporaries": "what torch's own operations write and drop",
     "scratch": "a packed matrix at its use, and what libraries keep",

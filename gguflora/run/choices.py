@@ -74,7 +74,9 @@ def choose(
     operations, why_operations = _operations(compute, dtype)
     limit = _limit(compute)
     first, why_weights = _fastest(compute, spec, dtype, limit)
-    first = dataclasses.replace(first, compiled=operations is not None and operations is not TORCH)
+    compiled = operations is not None and operations is not TORCH
+    flash = operations is not None and operations.attention.flash is not None and dtype is torch.bfloat16
+    first = dataclasses.replace(first, compiled=compiled, flash=flash, threads=threads[0])
     plan = partial(memory_plan, gguf, spec)
     setting, planned, why_memory = first, None, "not planned: the graph is autograd's"
     before = _chosen_before(compute, old, first)

@@ -22,6 +22,7 @@ from gguflora.config import ComputeConfig, TrainingConfig
 from gguflora.data import lengths_of
 from gguflora.gguf import GgufFile
 from gguflora.kernels.attention.explicit import BLOCK, SIZES
+from gguflora.kernels.attention.flash_parts import SIZES_OF_HEADS, backward_items
 from gguflora.kernels.head_loss.explicit import chunk_rows
 from gguflora.model import LoraPair
 from gguflora.run.dataset import Dataset
@@ -50,6 +51,8 @@ class Setting:
         rows: most tokens in a row; a longer example makes a longer row.
         recompute: layers run again in the backward.
         compiled: compiled operations run between the products, torch's else.
+        flash: attention is kernels/attention/flash.py's where a head's size suits it.
+        threads: that compute.
     """
 
     dtype: torch.dtype
@@ -57,6 +60,8 @@ class Setting:
     rows: int
     recompute: bool
     compiled: bool = True
+    flash: bool = False
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,7 @@ def memory_plan(gguf: GgufFile, spec: ModelSpec, load: Load, setting: Setting) -
         "optimiser": 2 * FLOAT32 * pairs,
         "saved activations": _saved(spec, load.ranks, setting, row, measured),
         "workspace": max(row, measured) * max(_working(layer, spec.width, size) for layer in spec.layers),
-        "attention": max(_attention(layer, longest, size) for layer in spec.layers),
+        "attention": max(_attention(layer, longest, setting) for layer in spec.layers),
         "head": _logits(spec, max(row, measured)) * size + row * spec.width * (3 * size + FLOAT32),
         "temporaries": 0
         if setting.compiled
@@ -201,12 +206,14 @@ def _largest_group(layer: LayerSpec) -> int:
 
 
 def _kept(layer: LayerSpec, width: int, ranks: Mapping[str, int], size: int) -> int:
-    """Bytes a token that a layer keeps for its backward: qkv, mixed, gate_up, branches, c of the pairs, norms' r."""
+    """Bytes a token that a layer keeps for its backward: qkv, mixed, gate_up, branches, c of the pairs, lse, r."""
     m, f = layer.mixer, layer.ffn
     branches = width * (2 if layer.post_ffw_norm else 1)
     heads = (2 * m.heads + 2 * m.kv_heads) * m.head_dim
     inner = sum(ranks.get(linear.name, 0) for linear in layer.linears())
-    return size * (heads + 2 * f.ffn_gate.shape[0] + branches + inner) + FLOAT32 * (3 if layer.post_ffw_norm else 2)
+    return size * (heads + 2 * f.ffn_gate.shape[0] + branches + inner) + FLOAT32 * (
+        m.heads + (3 if layer.post_ffw_norm else 2)
+    )
 
 
 def _working(layer: LayerSpec, width: int, size: int) -> int:
@@ -217,9 +224,19 @@ def _working(layer: LayerSpec, width: int, size: int) -> int:
     return size * (4 * width + 4 * heads + m.heads * m.head_dim + ffn) + 2 * FLOAT32 * width
 
 
-def _attention(layer: LayerSpec, longest: int, size: int) -> int:
-    """Bytes of a block's scores: probabilities, their gradient, and one of them on the way."""
+def _attention(layer: LayerSpec, longest: int, setting: Setting) -> int:
+    """Bytes that attention to a document works in besides what comes in and goes out."""
     m = layer.mixer
+    if setting.flash and m.head_dim % SIZES_OF_HEADS == 0:
+        return _flash(layer, longest, setting.threads)
     rows = min(BLOCK, -(-longest // SIZES) * SIZES)
     keys = longest if m.window is None else min(longest, m.window + BLOCK)
-    return 3 * size * m.heads * rows * keys
+    return 3 * setting.dtype.itemsize * m.heads * rows * keys  # probabilities, their gradient, one of them on the way
+
+
+def _flash(layer: LayerSpec, longest: int, threads: int) -> int:
+    """A thread's keys in three orders, with their sums where a document is one item; and the parts' sums."""
+    m = layer.mixer
+    items, sums = backward_items([0, longest], m.window, m.kv_heads, m.head_dim)
+    each = 3 * 2 + (0 if sums else 2 * FLOAT32)  # bytes for a key's number
+    return threads * max(item.keys for item in items) * m.head_dim * each + sums

@@ -100,8 +100,8 @@ def softmax_of(positions: int, keys: int, window: int | None) -> Case:
     def softmax(operations: Operations, dtype: torch.dtype, cast: Cast) -> dict[str, Tensor]:
         p = cast(drawn(0, 3, positions * 2, keys, dtype=dtype, deviation=4.0))
         dp = cast(drawn(1, 3, positions * 2, keys, dtype=dtype))
-        operations.softmax.forward(p, positions, SCALE, window)
-        operations.softmax.backward(p, dp, SCALE)
+        operations.attention.softmax.forward(p, positions, SCALE, window)
+        operations.attention.softmax.backward(p, dp, SCALE)
         return {"p": p, "ds": dp} if keys > 1 else {"p": p}  # one key: p is 1, and its slope 0
 
     return softmax
