@@ -4,6 +4,6 @@
 a pair of forward and backward over given buffers, which training runs; tests hold the two together.
 """
 
-from gguflora.kernels.choose import choose_dtype, processor_flags
+from gguflora.kernels.choose import choose_dtype, processor_flags, tiles_pay
 
-__all__ = ["choose_dtype", "processor_flags"]
+__all__ = ["choose_dtype", "processor_flags", "tiles_pay"]

@@ -19,8 +19,11 @@ from gguflora.gguf.format import GgmlType
 from gguflora.kernels.activation import explicit as activation
 from gguflora.kernels.attention.versions import TORCH as TORCH_ATTENTION
 from gguflora.kernels.attention.versions import Attention
+from gguflora.kernels.choose import tiles_pay
 from gguflora.kernels.dequantise.into import dequantise
 from gguflora.kernels.head_loss.cross_entropy import CrossEntropy, cross_entropy
+from gguflora.kernels.lora_linear import explicit as lora_linear
+from gguflora.kernels.lora_linear.versions import LoraLinear
 from gguflora.kernels.norm import explicit as norm
 from gguflora.kernels.residual import explicit as residual
 from gguflora.kernels.residual.explicit import Add
@@ -71,11 +74,12 @@ class Operations:
     activation: Activation
     add: Add
     attention: Attention
+    lora_linear: LoraLinear
     cross_entropy: CrossEntropy
     dequantise: Dequantise
 
 
-TORCH = Operations(norm, rope, activation, residual.add, TORCH_ATTENTION, cross_entropy, dequantise)
+TORCH = Operations(norm, rope, activation, residual.add, TORCH_ATTENTION, lora_linear, cross_entropy, dequantise)
 
 
 def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]:
@@ -111,9 +115,13 @@ def compiled() -> Operations:
     from gguflora.kernels.rope import compiled as rope
     from gguflora.kernels.vectors import has_instructions
 
-    attention = Attention(COMPILED)
-    if has_instructions():
+    attention: Attention = Attention(COMPILED)
+    linear: LoraLinear = lora_linear
+    if tiles_pay()[0] and has_instructions():
         from gguflora.kernels.attention import flash
+        from gguflora.kernels.lora_linear import tiled
 
-        attention = Attention(COMPILED, flash)
-    return Operations(norm, rope, activation, residual.add, attention, head_loss.cross_entropy, dequantise.dequantise)
+        attention, linear = Attention(COMPILED, flash), tiled
+    return Operations(
+        norm, rope, activation, residual.add, attention, linear, head_loss.cross_entropy, dequantise.dequantise
+    )

@@ -24,6 +24,7 @@ from gguflora.kernels.vectors import (
     dot,
     emitted,
     load,
+    narrowed,
     offset,
     shuffled,
     splat,
@@ -46,22 +47,76 @@ def multiply(
     a, b and c are addresses: of words (8, n), `row` and `column` bytes from one to the next; of words (n, 32), rows
     b_row bytes apart; and of float32 (8, 32), rows c_row bytes apart.
     """
-    places = [(r, k) for r in range(TILE_ROWS) for k in range(TILE_COLUMNS // LANES)]
-    rows_c = [builder.add(c, builder.mul(c_row, INT64(r))) for r in range(TILE_ROWS)]
-    sums = {place: variable(builder, constant(0.0)) for place in places}
+    sums = _sums(builder, c, c_row, add, 2)
+    _add_product(builder, sums, a, row, column, b, b_row, n)
+    for (r, k), place in sums.items():
+        store(builder, builder.load(place), builder.add(c, builder.mul(c_row, INT64(r))), k)
+
+
+@emitted(*(types.int64,) * 8, types.boolean)
+def multiply_half(
+    builder: Any, a: Any, row: Any, column: Any, b: Any, b_row: Any, n: Any, c: Any, c_row: Any, add: Any
+) -> None:
+    """The same for the first 16 columns alone."""
+    sums = _sums(builder, c, c_row, add, 1)
+    _add_product(builder, sums, a, row, column, b, b_row, n)
+    for (r, k), place in sums.items():
+        store(builder, builder.load(place), builder.add(c, builder.mul(c_row, INT64(r))), k)
+
+
+@emitted(*(types.int64,) * 10, types.boolean, types.int64, types.int64)
+def multiply_both(
+    builder: Any,
+    a: Any,
+    row: Any,
+    b: Any,
+    n: Any,
+    a2: Any,
+    row2: Any,
+    b2: Any,
+    n2: Any,
+    c: Any,
+    c_row: Any,
+    add: Any,
+    y: Any,
+    y_row: Any,
+) -> None:
+    """Write y (8, 32) in bfloat16 = A B + A2 B2, and with `add` C, rounded once.
+
+    Arguments as those of `multiply`, but that words of a stand next to each other and rows of b are under each other;
+    rows of y are y_row bytes apart.
+    """
+    sums = _sums(builder, c, c_row, add, 2)
+    column, b_row = INT64(4), INT64(2 * VECTOR_BYTES)
+    _add_product(builder, sums, a, row, column, b, b_row, n)
+    _add_product(builder, sums, a2, row2, column, b2, b_row, n2)
+    for r in range(TILE_ROWS):
+        halves = narrowed(builder, *(builder.load(sums[r, k]) for k in range(2)))
+        store(builder, halves, builder.add(y, builder.mul(y_row, INT64(r))))
+
+
+def _sums(builder: Any, c: Any, c_row: Any, add: Any, vectors: int) -> dict[tuple[int, int], Any]:
+    """A place for each vector of a tile's sums, by row and vector: with C in it, or with zeros."""
+    sums = {(r, k): variable(builder, constant(0.0)) for r in range(TILE_ROWS) for k in range(vectors)}
     with builder.if_then(add):
-        for r, k in places:
-            builder.store(load(builder, rows_c[r], FLOATS, k), sums[r, k])
-    rows_a = [builder.add(a, builder.mul(row, INT64(r))) for r in range(TILE_ROWS)]
+        for (r, k), place in sums.items():
+            builder.store(load(builder, builder.add(c, builder.mul(c_row, INT64(r))), FLOATS, k), place)
+    return sums
+
+
+def _add_product(
+    builder: Any, sums: dict[tuple[int, int], Any], a: Any, row: Any, column: Any, b: Any, b_row: Any, n: Any
+) -> None:
+    """Add to a tile's sums the product of words a and b."""
+    rows = [builder.add(a, builder.mul(row, INT64(r))) for r in range(TILE_ROWS)]
+    vectors = len(sums) // TILE_ROWS
     with counted(builder, n) as index:
         along = builder.mul(index, column)
         at = builder.add(b, builder.mul(index, b_row))
-        columns = [load(builder, at, WORDS, k) for k in range(TILE_COLUMNS // LANES)]
-        spread = [splat(builder, load(builder, builder.add(start, along), INT32)) for start in rows_a]
-        for r, k in places:
-            builder.store(dot(builder, builder.load(sums[r, k]), spread[r], columns[k]), sums[r, k])
-    for r, k in places:
-        store(builder, builder.load(sums[r, k]), rows_c[r], k)
+        columns = [load(builder, at, WORDS, k) for k in range(vectors)]
+        spread = [splat(builder, load(builder, builder.add(start, along), INT32)) for start in rows]
+        for (r, k), place in sums.items():
+            builder.store(dot(builder, builder.load(place), spread[r], columns[k]), place)
 
 
 @emitted(*(types.int64,) * 4)
@@ -83,11 +138,24 @@ def pair_rows(builder: Any, source: Any, row: Any, target: Any, pairs: Any) -> N
     both = builder.mul(row, INT64(2))
     with counted(builder, pairs) as p, counted(builder, builder.sdiv(row, INT64(VECTOR_BYTES))) as v:
         first = offset(builder, builder.add(source, builder.mul(p, both)), (v, VECTOR_BYTES))
-        upper, lower = load(builder, first, HALVES), load(builder, builder.add(first, row), HALVES)
         to = offset(builder, builder.add(target, builder.mul(p, both)), (v, 2 * VECTOR_BYTES))
-        for part in range(2):
-            order = zipped(2 * LANES, part * LANES, (2 + part) * LANES)
-            store(builder, shuffled(builder, upper, lower, order), to, part)
+        _pair(builder, first, builder.add(first, row), to)
+
+
+@emitted(*(types.int64,) * 4)
+def pair_columns(builder: Any, source: Any, row: Any, target: Any, pairs: Any) -> None:
+    """The first 32 columns of rows (2 n, ...) of bfloat16, so many bytes apart, to words (n, 32) of two rows each."""
+    with counted(builder, pairs) as p:
+        first = builder.add(source, builder.mul(p, builder.mul(row, INT64(2))))
+        _pair(builder, first, builder.add(first, row), offset(builder, target, (p, 2 * VECTOR_BYTES)))
+
+
+def _pair(builder: Any, first: Any, second: Any, target: Any) -> None:
+    """32 bfloat16 at each of two addresses to 32 words of one of each."""
+    upper, lower = load(builder, first, HALVES), load(builder, second, HALVES)
+    for part in range(2):
+        order = zipped(2 * LANES, part * LANES, (2 + part) * LANES)
+        store(builder, shuffled(builder, upper, lower, order), target, part)
 
 
 @emitted(*(types.int64,) * 6)

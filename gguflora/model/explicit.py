@@ -88,7 +88,7 @@ def row_nll(decoder: Decoder, row: PackedRow, work: Workspace) -> Tensor:
         work.dense(decoder.output.weight),
         stack_pairs(single(decoder.output), decoder.dtype),
         decoder.softcap,
-        work.operations.cross_entropy,
+        work.operations,
     )
 
 
@@ -160,7 +160,7 @@ def _head(decoder: Decoder, row: PackedRow, h: Tensor, factor: float, work: Work
         work.dense(decoder.output.weight),
         pairs,
         decoder.softcap,
-        work.operations.cross_entropy,
+        work.operations,
         None if mask is None else mask[labelled - 1].to(x.dtype),
     )
     if gradients.da is not None and gradients.db is not None:

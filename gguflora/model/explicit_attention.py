@@ -84,7 +84,7 @@ def backward(
     d_mixed = work.take("d_mixed", tuple(mixed.shape), x.dtype)
     output, qkv = single(mixer.attn_output), _qkv(mixer)
     delta = groups.backward(output, dy, saved.output_pairs, row.dropout, work, d_mixed)
-    groups.add_pair_gradients(output, mixed, delta)
+    groups.add_pair_gradients(output, mixed, delta, work)
     raw_q, raw_k, v = _heads(saved.qkv, spec)
     q, r_q = _turned(raw_q, mixer.attn_q_norm, row, spec, epsilon, work, "q")
     k, r_k = _turned(raw_k, mixer.attn_k_norm, row, spec, epsilon, work, "k")
@@ -103,7 +103,7 @@ def backward(
     _turn_back(dk, raw_k, r_k, mixer.attn_k_norm, row, spec, work.operations, d_raw_k)
     d_v.copy_(dv)
     delta = groups.backward(qkv, d_qkv, saved.qkv_pairs, row.dropout, work, dx)
-    groups.add_pair_gradients(qkv, x, delta)
+    groups.add_pair_gradients(qkv, x, delta, work)
 
 
 def _qkv(mixer: Attention) -> Group:

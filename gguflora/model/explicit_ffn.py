@@ -52,9 +52,9 @@ def backward(
     d_gate_up = work.take("d_gate_up", tuple(saved.gate_up.shape), x.dtype)
     d_gate, d_up = d_gate_up.chunk(2, dim=1)
     work.operations.activation.backward(d_act, gate, up, ffn.activation, d_gate, d_up, act)
-    groups.add_pair_gradients(down, act, delta)
+    groups.add_pair_gradients(down, act, delta, work)
     delta = groups.backward(gate_up, d_gate_up, saved.gate_up_pairs, dropout, work, dx)
-    groups.add_pair_gradients(gate_up, x, delta)
+    groups.add_pair_gradients(gate_up, x, delta, work)
 
 
 def _gate_up(ffn: Ffn) -> Group:

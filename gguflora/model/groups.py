@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gguflora.kernels.lora_linear import explicit as linear
 from gguflora.kernels.lora_linear.explicit import Block, PairDelta, StackedPairs
 from gguflora.model.dropout import Dropout, mask_of
 from gguflora.model.linear import Linear
@@ -50,6 +49,7 @@ def forward(
     """Write y (T, O) for x (T, in); gives what the pairs keep, c in the buffer `name`, or None without pairs."""
     pairs = stack_pairs(group, x.dtype)
     c = None if pairs is None else work.take(name, (x.shape[0], pairs.a.shape[0]), x.dtype)
+    linear = work.operations.lora_linear
     linear.forward(x, work.dense(group.weight), _stack_bias(group, x.dtype), pairs, y, c, _mask(group, dropout, x))
     return None if pairs is None or c is None else SavedPairs(pairs, c)
 
@@ -58,16 +58,16 @@ def backward(
     group: Group, dy: Tensor, saved: SavedPairs | None, dropout: Dropout | None, work: Workspace, dx: Tensor
 ) -> PairDelta | None:
     """Write dx (T, in) for dy (T, O); gives what `add_pair_gradients` needs of it, None without pairs."""
-    weight = work.dense(group.weight)
+    weight, linear = work.dense(group.weight), work.operations.lora_linear
     if saved is None:
         return linear.backward(dy, None, weight, None, dx)
     return linear.backward(dy, saved.c, weight, saved.stacked, dx, _mask(group, dropout, dx))
 
 
-def add_pair_gradients(group: Group, x: Tensor, delta: PairDelta | None) -> None:
+def add_pair_gradients(group: Group, x: Tensor, delta: PairDelta | None, work: Workspace) -> None:
     """Add to the gradients of a group's pairs, for the input x (T, in); without pairs there are none."""
     if delta is not None:
-        add_gradients(group, linear.a_gradient(delta, x), delta.db)
+        add_gradients(group, work.operations.lora_linear.a_gradient(delta, x), delta.db)
 
 
 def stack_pairs(group: Group, dtype: torch.dtype) -> StackedPairs | None:

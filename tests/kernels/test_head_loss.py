@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from gguflora.kernels.head_loss import explicit, reference
-from gguflora.kernels.head_loss.cross_entropy import cross_entropy
 from gguflora.kernels.lora_linear.explicit import Block, StackedPairs
+from gguflora.kernels.operations import TORCH
 from tests.kernels.explicit_pair import Backward, differentiable
 from tests.kernels.random_inputs import normal, seeded, strided, widened
 from tests.numerics import assert_as_exact, assert_close
@@ -70,7 +70,7 @@ def explicitly(given: Inputs) -> tuple[Tensor, Tensor]:
     def forward(x: Tensor, *halves: Tensor) -> tuple[Tensor, Backward]:
         pairs = one_pair(halves[0].to(x.dtype), halves[1].to(x.dtype)) if halves else None
         nll, found = explicit.forward_backward(
-            x, given.labels, given.weights, given.weight, pairs, given.softcap, cross_entropy, given.mask
+            x, given.labels, given.weights, given.weight, pairs, given.softcap, TORCH, given.mask
         )
         kept.append(nll)
         of_halves = zip((found.da, found.db), halves, strict=False)
@@ -212,7 +212,7 @@ def test_without_gradients_it_gives_the_same_losses(softcap: float | None) -> No
     given = inputs(257, 2, True, torch.float32, softcap=softcap)
     _, nll = explicitly(given)
     x, lora_a, lora_b = (leaf.detach() for leaf in given.leaves)
-    again = explicit.nll(x, given.labels, given.weight, one_pair(lora_a, lora_b), softcap, cross_entropy)
+    again = explicit.nll(x, given.labels, given.weight, one_pair(lora_a, lora_b), softcap, TORCH)
     assert torch.equal(nll, again)
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gguflora.kernels.head_loss.cross_entropy import CrossEntropy
 from gguflora.kernels.head_loss.reference import capped
-from gguflora.kernels.lora_linear import explicit as linear
 from gguflora.kernels.lora_linear.explicit import StackedPairs
+from gguflora.kernels.lora_linear.versions import LoraLinear
+from gguflora.kernels.operations import Operations
 
 SMALLEST, LOGITS = 256, 2**25
 """A chunk has as many rows as LOGITS logits hold, 64 MB in bfloat16, but SMALLEST at least. With fewer the products
@@ -38,13 +38,13 @@ def nll(
     weight: Tensor,
     pairs: StackedPairs | None,
     softcap: float | None,
-    cross_entropy: CrossEntropy,
+    operations: Operations,
 ) -> Tensor:
     """The nll (n,) of labels (n,) for normalised states x (n, D) and output layer weight (V, D)."""
     parts = []
     for rows in _chunks(len(labels), len(weight)):
-        logits, _ = _logits(x[rows], weight, pairs, softcap)
-        parts.append(cross_entropy(logits, labels[rows], None))
+        logits, _ = _logits(x[rows], weight, pairs, softcap, operations.lora_linear)
+        parts.append(operations.cross_entropy(logits, labels[rows], None))
         del logits  # as below
     return torch.cat(parts)
 
@@ -56,7 +56,7 @@ def forward_backward(
     weight: Tensor,
     pairs: StackedPairs | None,
     softcap: float | None,
-    cross_entropy: CrossEntropy,
+    operations: Operations,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, HeadGradients]:
     """The nll (n,) of labels, and the gradients of sum(weights * nll), weights (n,); mask (n, D) is dropout's."""
@@ -66,15 +66,18 @@ def forward_backward(
     parts = []
     for rows in _chunks(len(labels), len(weight)):
         part = None if mask is None else mask[rows]
-        logits, c = _logits(x[rows], weight, pairs, softcap, part)
+        logits, c = _logits(x[rows], weight, pairs, softcap, operations.lora_linear, part)
         slope = None if softcap is None else 1 - (logits / softcap).square_()
-        parts.append(cross_entropy(logits, labels[rows], weights[rows]))  # logits are their gradient from here
+        parts.append(
+            operations.cross_entropy(logits, labels[rows], weights[rows])
+        )  # logits are their gradient from here
         if slope is not None:
             logits *= slope
         dy = logits.to(x.dtype)
-        delta = linear.backward(dy, c, weight, pairs, dx[rows], part)
+        delta = operations.lora_linear.backward(dy, c, weight, pairs, dx[rows], part)
         if delta is not None:
-            da_part, db_part = linear.a_gradient(delta, x[rows]).to(wide), delta.db[0].to(wide)
+            da_part, db_part = operations.lora_linear.a_gradient(delta, x[rows]), delta.db[0]
+            da_part, db_part = da_part.to(wide), db_part.to(wide)
             da = da_part if da is None else da.add_(da_part)
             db = db_part if db is None else db.add_(db_part)
         del dy
@@ -94,7 +97,12 @@ def _chunks(n: int, vocabulary: int) -> list[slice]:
 
 
 def _logits(
-    x: Tensor, weight: Tensor, pairs: StackedPairs | None, softcap: float | None, mask: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    pairs: StackedPairs | None,
+    softcap: float | None,
+    linear: LoraLinear,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Logits (n, V), in float32 at least where they are capped, and c (n, r) of the pair."""
     y = x.new_empty(x.shape[0], weight.shape[0])
