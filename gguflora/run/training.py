@@ -26,6 +26,7 @@ from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pair
 from gguflora.report import append_metrics, keep_metrics_until
 from gguflora.run.choices import Choices, choose, name_of
 from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_example, make_dataset
+from gguflora.run.first_use import operations_ready
 from gguflora.run.folder import check_folder, claim_folder, read_record, write_record
 from gguflora.run.initial import file_hash, initial_pairs
 from gguflora.run.machine import memory, reach, taken
@@ -124,6 +125,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     yield opened
     encoding = Encoding(request.training.threads, request.progress)
     dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed, encoding)
+    about_operations = yield from operations_ready(request.compute.kernels)
     about_data = _about_data(request, base, dataset)
     yield from about_data
     old = read_record(folder) if folder and request.resume else None
@@ -152,7 +154,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
         yield from _train(request, setup, outcome.state)
         return
     with claim_folder(folder, request.resume):
-        yield from _recorded(request, folder, setup, outcome, [opened, *about_data, *about_memory])
+        yield from _recorded(request, folder, setup, outcome, [opened, *about_operations, *about_data, *about_memory])
 
 
 def _about_data(request: Request, base: Base, dataset: Dataset) -> list[Event]:

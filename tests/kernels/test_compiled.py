@@ -213,18 +213,21 @@ def test_blocks_give_the_bits_of_torchs_version(type: GgmlType, dtype: torch.dty
 
 RESULTS = """
 import hashlib, torch
-from gguflora.kernels.operations import compiled
+from gguflora.kernels.first_use import compiling_here
+from gguflora.kernels.operations import load_compiled
 from tests.kernels.test_compiled import CASES
 
+with compiling_here():
+    operations = load_compiled()
 for name, case in CASES.items():
     for dtype in (torch.float32, torch.bfloat16):
-        values = case(compiled(), dtype, torch.clone).values()
+        values = case(operations, dtype, torch.clone).values()
         print(name, dtype, hashlib.sha256(b"".join(value.float().numpy().tobytes() for value in values)).hexdigest())
 """
 
 
 def test_a_process_that_compiles_gives_the_bits_of_one_that_finds_it_compiled(tmp_path: Path) -> None:
-    """The first run on a machine compiles, later ones load from numba's cache: the same command, the same bits."""
+    """Where nothing can be kept each process compiles, else all load what one has compiled: the same bits."""
     first, second = (
         subprocess.run(
             [sys.executable, "-c", RESULTS],
