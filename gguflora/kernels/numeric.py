@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -58,6 +61,8 @@ class _NoCompiler(CompilerBase):  # type: ignore[misc]  # numba.core.compiler is
 def _compile(function: Callable[..., None], fastmath: set[str]) -> Any:
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
         binding.add_symbol(f"gguflora_{name}", _symbol(name))
+    # numba names its cache's files by this, and sees by itself only when the file that a kernel stands in has changed.
+    function.__qualname__ = f"{function.__qualname__}_{_sources()}"
     signature = types.void(types.CPointer(types.int64))
     options = {"fastmath": fastmath or False, "error_model": "numpy"}
     compiler = None if may_compile() else _NoCompiler
@@ -69,6 +74,13 @@ def _compile(function: Callable[..., None], fastmath: set[str]) -> Any:
         if not may_compile():
             raise NotCompiledError(kept=False) from error
         return cfunc(signature, **options)(function)
+
+
+@cache
+def _sources() -> str:
+    """A hash of all that kernels are made of: what one calls, in whichever file, is compiled into it."""
+    folder = Path(__file__).parent
+    return sha256(b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))).hexdigest()[:12]
 
 
 def _symbol(name: str) -> int:

@@ -106,7 +106,7 @@ def _compiled_or_torchs() -> tuple[Operations, str]:
 
 def missing() -> NotCompiledError | None:
     """What stands between the compiled version and its use, if it can be used at all: that it must be compiled."""
-    if _unusable():
+    if _unusable() or _compiled_or_torchs.cache_info().currsize:  # nothing is to be had, or no longer to be waited for
         return None
     try:
         _from_cache()

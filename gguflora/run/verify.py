@@ -66,7 +66,7 @@ def verify(base: Base, adapter: Path, encoded: Sequence[Encoded], *, packed: boo
     Raises:
         FileError: llama.cpp refuses the model or the adapter.
     """
-    chosen = _first_of(encoded, base)
+    chosen = first_of(encoded, base)
     read = read_adapter(adapter)
     decoder = load_decoder(base.gguf, base.spec, torch.float32, packed)
     rank = next(iter(read.pairs.values())).rank
@@ -138,7 +138,8 @@ def answers(base: Base, adapter: Path, encoded: Sequence[Encoded]) -> list[Answe
     return results
 
 
-def _first_of(encoded: Sequence[Encoded], base: Base) -> list[Encoded]:
+def first_of(encoded: Sequence[Encoded], base: Base) -> list[Encoded]:
+    """The first examples, as many as both programs measure in a minute or so."""
     parameters = sum(linear.shape[0] * linear.shape[1] for linear in base.spec.linears())
     room = min(MAX_TOKENS, max(LEAST_TOKENS, int(WORK / parameters)))
     chosen: list[Encoded] = []

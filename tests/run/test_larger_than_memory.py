@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gguflora.gguf import GgmlType, Tensor, ValueType, f32, write_gguf
+from gguflora.kernels.threads import libgomp
 from tests.runs import UNCHECKED, write_dataset
 from tests.tiny import tokenizer_metadata
 
@@ -104,9 +105,10 @@ def test_two_steps_in_less_memory_than_the_file_has(large: Path, tmp_path: Path)
     done = trained(large, tmp_path, *options, environment={"NUMBA_CACHE_DIR": str(tmp_path / "numba")})
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [event["once"] for event in events if event["event"] == "compiling"] == [True]
     [planned] = [event for event in events if event["event"] == "planned"]
-    assert "by numba" in planned["choices"]["kernels"]
+    if libgomp():
+        assert [event["once"] for event in events if event["event"] == "compiling"] == [True]
+        assert "by numba" in planned["choices"]["kernels"]
     steps = [event for event in events if event["event"] == "step_done"]
     assert len(steps) == 2
     assert all(np.isfinite(step["loss"]) and step["gradient_norm"] > 0 for step in steps)

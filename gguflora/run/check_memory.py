@@ -1,0 +1,86 @@
+"""What the check in llama.cpp (verify.py) takes, and so whether our weights are unpacked for it, packed, or it is left
+out.
+
+It comes after training, whose buffers are given back by then. What it adds to what the process holds is a sum like
+those of memory_plan.py, of the plain forward in float32 and of llama.cpp beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+
+from gguflora.arch import LayerSpec
+from gguflora.config import ComputeConfig
+from gguflora.data import Encoded
+from gguflora.errors import MachineError
+from gguflora.llamacpp.context import BATCH_TOKENS
+from gguflora.run.machine import memory, reach, taken
+from gguflora.run.memory_plan import FLOAT32, LIBRARY_BYTES, matrices
+from gguflora.run.opening import Base
+from gguflora.run.verify import ROW_TOKENS, first_of
+
+FLOAT16 = 2
+UNPACKING = 3
+"""Times a matrix in float32 that exist while torch's operations unpack it."""
+COPIES = 4
+"""Of a row's logits: ours, what llama.cpp computed, and its copy in one piece and by batches."""
+SHARE = 2  # without --memory, half of what is in reach is for unpacked weights: packed ones take minutes more
+
+
+def packed_for_check(base: Base, encoded: Sequence[Encoded], compute: ComputeConfig) -> bool:
+    """Whether our weights stay packed for the check: where it would take too much memory with unpacked ones.
+
+    Args:
+        base: the opened model.
+        encoded: examples to measure, of which the first ones are taken.
+        compute: with --memory, if that was given.
+
+    Raises:
+        MachineError: with packed ones it would take too much as well.
+    """
+    own = taken()
+    held = own.resident - own.files + LIBRARY_BYTES
+    longest = max(len(example.tokens) for example in first_of(encoded, base))
+    unpacked, packed = (held + check_bytes(base, longest, packed=way) for way in (False, True))
+    most = compute.memory_bytes or reach(memory(), own).size
+    if unpacked <= (most if compute.memory else most // SHARE):
+        return False
+    if packed <= most:
+        return True
+    limit = compute.memory or f"{most / 1e6:.0f} MB"
+    raise MachineError(f"it takes about {packed / 1e6:.0f} MB, and {limit} is the limit.")
+
+
+def check_bytes(base: Base, longest: int, *, packed: bool) -> int:
+    """What the check adds to what the process holds.
+
+    Args:
+        base: the opened model.
+        longest: tokens of the longest example.
+        packed: our weights stay in the file.
+    """
+    spec = base.spec
+    row = max(ROW_TOKENS, longest)
+    sizes = [prod(matrix.shape) for matrix in matrices(spec)]
+    ours = FLOAT32 * (UNPACKING * max(sizes) if packed else sum(sizes))
+    forward = max(_forward(layer, spec.width, row, longest) for layer in spec.layers)
+    return ours + forward + COPIES * FLOAT32 * row * spec.vocabulary + _theirs(base, longest)
+
+
+def _forward(layer: LayerSpec, width: int, row: int, longest: int) -> int:
+    """A layer's intermediates in the reference, where nothing is kept for a backward: at its attention or its ffn."""
+    m = layer.mixer
+    heads = row * (2 * m.heads + 2 * m.kv_heads) * m.head_dim
+    scores = 3 * m.heads * longest * longest
+    ffn = 4 * row * layer.ffn.ffn_gate.shape[0]
+    return FLOAT32 * (4 * row * width + max(heads + scores, ffn))
+
+
+def _theirs(base: Base, longest: int) -> int:
+    """What llama.cpp takes: weights in another order at most, keys and values, a batch's logits twice."""
+    spec = base.spec
+    weights = sum(base.gguf.tensors[matrix.name].nbytes for matrix in matrices(spec))
+    length = max(BATCH_TOKENS, 1 << (longest - 1).bit_length())
+    cache = sum(2 * FLOAT16 * layer.mixer.kv_heads * layer.mixer.head_dim * length for layer in spec.layers)
+    return weights + cache + 2 * FLOAT32 * BATCH_TOKENS * spec.vocabulary
