@@ -18,13 +18,13 @@ from gguflora.llamacpp.context import BATCH_TOKENS
 from gguflora.run.machine import memory, reach, taken
 from gguflora.run.memory_plan import FLOAT32, LIBRARY_BYTES, matrices
 from gguflora.run.opening import Base
-from gguflora.run.verify import ROW_TOKENS, first_of
+from gguflora.run.verify import ROW_TOKENS, first_of, in_rows
 
 FLOAT16 = 2
-UNPACKING = 3
+UNPACKING = 2
 """Times a matrix in float32 that exist while torch's operations unpack it."""
-COPIES = 4
-"""Of a row's logits: ours, what llama.cpp computed, and its copy in one piece and by batches."""
+COPIES = 3
+"""Of an example's logits in llama.cpp: what it gives, and our copy of it by batches and in one piece."""
 SHARE = 2  # without --memory, half of what is in reach is for unpacked weights: packed ones take minutes more
 
 
@@ -41,8 +41,8 @@ def packed_for_check(base: Base, encoded: Sequence[Encoded], compute: ComputeCon
     """
     own = taken()
     held = own.resident - own.files + LIBRARY_BYTES
-    longest = max(len(example.tokens) for example in first_of(encoded, base))
-    unpacked, packed = (held + check_bytes(base, longest, packed=way) for way in (False, True))
+    chosen = first_of(encoded, base)
+    unpacked, packed = (held + check_bytes(base, chosen, packed=way) for way in (False, True))
     most = compute.memory_bytes or reach(memory(), own).size
     if unpacked <= (most if compute.memory else most // SHARE):
         return False
@@ -52,20 +52,27 @@ def packed_for_check(base: Base, encoded: Sequence[Encoded], compute: ComputeCon
     raise MachineError(f"it takes about {packed / 1e6:.0f} MB, and {limit} is the limit.")
 
 
-def check_bytes(base: Base, longest: int, *, packed: bool) -> int:
+def check_bytes(base: Base, encoded: Sequence[Encoded], *, packed: bool) -> int:
     """What the check adds to what the process holds.
 
     Args:
         base: the opened model.
-        longest: tokens of the longest example.
+        encoded: the examples that are measured.
         packed: our weights stay in the file.
     """
     spec = base.spec
+    longest = max(len(example.tokens) for example in encoded)
     row = max(ROW_TOKENS, longest)
+    in_row, in_example = (max(map(_trained, parts)) for parts in (in_rows(encoded), [[each] for each in encoded]))
     sizes = [prod(matrix.shape) for matrix in matrices(spec)]
     ours = FLOAT32 * (UNPACKING * max(sizes) if packed else sum(sizes))
     forward = max(_forward(layer, spec.width, row, longest) for layer in spec.layers)
-    return ours + forward + COPIES * FLOAT32 * row * spec.vocabulary + _theirs(base, longest)
+    logits = FLOAT32 * spec.vocabulary * (in_row + COPIES * in_example)
+    return ours + forward + logits + _theirs(base, longest)
+
+
+def _trained(examples: Sequence[Encoded]) -> int:
+    return sum(int((example.labels >= 0).sum()) for example in examples)
 
 
 def _forward(layer: LayerSpec, width: int, row: int, longest: int) -> int:
@@ -78,9 +85,9 @@ def _forward(layer: LayerSpec, width: int, row: int, longest: int) -> int:
 
 
 def _theirs(base: Base, longest: int) -> int:
-    """What llama.cpp takes: weights in another order at most, keys and values, a batch's logits twice."""
+    """What llama.cpp takes: weights in another order at most, keys and values, and a batch's logits."""
     spec = base.spec
     weights = sum(base.gguf.tensors[matrix.name].nbytes for matrix in matrices(spec))
     length = max(BATCH_TOKENS, 1 << (longest - 1).bit_length())
     cache = sum(2 * FLOAT16 * layer.mixer.kv_heads * layer.mixer.head_dim * length for layer in spec.layers)
-    return weights + cache + 2 * FLOAT32 * BATCH_TOKENS * spec.vocabulary
+    return weights + cache + FLOAT32 * BATCH_TOKENS * spec.vocabulary

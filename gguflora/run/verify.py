@@ -101,7 +101,7 @@ def _same_gain(plain: Agreement, tuned: Agreement) -> bool:
 def compare(decoder: Decoder, llama: LlamaModel, encoded: Sequence[Encoded]) -> Agreement:
     """Losses of both programs on the trained tokens of `encoded`, each with the adapter that it has on now."""
     ours, theirs, kls = [], [], []
-    for examples in _rows(encoded):
+    for examples in in_rows(encoded):
         for example, mine in zip(examples, _our_logits(decoder, examples), strict=True):
             other = llama.logits(example.tokens, _before_trained(example))  # (n, V), as mine
             for a, b, kl in _compared(mine, other, example.labels[example.labels >= 0]):
@@ -151,7 +151,7 @@ def first_of(encoded: Sequence[Encoded], base: Base) -> list[Encoded]:
     return chosen
 
 
-def _rows(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+def in_rows(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
     """The examples in their order, as many together as fit a row; a longer one is a row of its own."""
     row: list[Encoded] = []
     for example in encoded:
