@@ -18,7 +18,7 @@ from pathlib import Path
 
 from examples.notes.demo import HERE, OPTIONS, smollm2
 
-SHOWN = ("model_loaded", "compiling", "data_ready", "memory_planned", "planned", "step_done")
+SHOWN = ("model_loaded", "compiling", "data_ready", "memory_planned", "planned", "evaluated", "step_done")
 RUNS = ("first on the machine", "first with the model and data", "again")
 
 

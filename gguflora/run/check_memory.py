@@ -49,7 +49,10 @@ def packed_for_check(base: Base, encoded: Sequence[Encoded], compute: ComputeCon
     if packed <= most:
         return True
     limit = compute.memory or f"{most / 1e6:.0f} MB"
-    raise MachineError(f"it takes about {packed / 1e6:.0f} MB, and {limit} is the limit.")
+    raise MachineError(
+        f"it takes about {packed / 1e6:.0f} MB, and {limit} is the limit; the adapter is saved, and only the check is "
+        "missing."
+    )
 
 
 def check_bytes(base: Base, encoded: Sequence[Encoded], *, packed: bool) -> int:
