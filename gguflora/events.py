@@ -57,6 +57,19 @@ class DataReady:
 
 
 @dataclass(frozen=True)
+class Compiling:
+    """Operations are being compiled, and the run waits for it.
+
+    Attributes:
+        seconds: that it takes on a quiet machine.
+        once: it is done once for this machine; else nowhere can be written what was compiled, and each run does it.
+    """
+
+    seconds: float
+    once: bool
+
+
+@dataclass(frozen=True)
 class FirstExample:
     """The first example as the model sees it: pieces of text, each with whether it is trained."""
 
@@ -240,6 +253,7 @@ class Finished:
 
 Event = (
     ModelLoaded
+    | Compiling
     | DataReady
     | FirstExample
     | Planned

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gguflora.arch.architectures import ARCHITECTURES
+from gguflora.kernels.operations import choose_operations
 from gguflora.train import Method
 from tests.skips import LIST, PLUGIN, SkipWatch, read_list
 from tests.tiny_training import METHODS, PATCHED, PATCHWORK, method_named
@@ -21,6 +22,12 @@ from tests.tiny_training import METHODS, PATCHED, PATCHWORK, method_named
 def pytest_configure(config: pytest.Config) -> None:
     """Skips are watched in every session."""
     config.pluginmanager.register(SkipWatch(read_list(LIST.read_text())), PLUGIN)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operations_are_compiled() -> None:
+    """What a machine's first use is like, only tests about that are to see."""
+    choose_operations(torch.float32, "auto")
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -15,8 +18,10 @@ import numpy as np
 from llvmlite import binding, ir
 from numba import cfunc, njit
 from numba import types as numba_types
+from numba.core.compiler import CompilerBase
 from numba.extending import intrinsic, overload
 
+from gguflora.kernels.first_use import NotCompiledError, may_compile
 from gguflora.kernels.threads import WORDS, libgomp
 
 types: Any = numba_types  # numba's own annotations stop short of what compiled code does with them
@@ -33,7 +38,11 @@ _EXP = tuple(
 
 
 def kernel(function: Callable[..., None]) -> Any:
-    """Compile a function of 64-bit words to the C function that threads.run takes; numba keeps it in its cache."""
+    """Make of a function of 64-bit words the C function that threads.run takes, from numba's cache as a rule.
+
+    Raises:
+        NotCompiledError: it is not there, and this process may not compile (first_use.py).
+    """
     return _compile(function, FASTMATH)
 
 
@@ -42,17 +51,36 @@ def exact_kernel(function: Callable[..., None]) -> Any:
     return _compile(function, set())
 
 
+class _NoCompiler(CompilerBase):  # type: ignore[misc]  # numba.core.compiler is Any here
+    """Stands where numba's compiler does, which is asked for what is not in the cache."""
+
+    def define_pipelines(self) -> list[Any]:
+        raise NotCompiledError(kept=True)
+
+
 def _compile(function: Callable[..., None], fastmath: set[str]) -> Any:
     for name in ("omp_get_thread_num", "omp_get_num_threads"):
         binding.add_symbol(f"gguflora_{name}", _symbol(name))
+    # numba names its cache's files by this, and sees by itself only when the file that a kernel stands in has changed.
+    function.__qualname__ = f"{function.__qualname__}_{_sources()}"
     signature = types.void(types.CPointer(types.int64))
     options = {"fastmath": fastmath or False, "error_model": "numpy"}
+    compiler = None if may_compile() else _NoCompiler
     try:
-        return cfunc(signature, cache=True, **options)(function)
+        return cfunc(signature, cache=True, pipeline_class=compiler, **options)(function)
     except RuntimeError as error:
         if "cannot cache" not in str(error):  # it says so where it found no folder that it may write to
             raise
+        if not may_compile():
+            raise NotCompiledError(kept=False) from error
         return cfunc(signature, **options)(function)
+
+
+@cache
+def _sources() -> str:
+    """A hash of all that kernels are made of: what one calls, in whichever file, is compiled into it."""
+    folder = Path(__file__).parent
+    return sha256(b"".join(path.read_bytes() for path in sorted(folder.rglob("*.py")))).hexdigest()[:12]
 
 
 def _symbol(name: str) -> int:

@@ -6,6 +6,7 @@ Which runs is decided at load and printed; both give the same within rounding, a
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from gguflora.kernels.attention.versions import TORCH as TORCH_ATTENTION
 from gguflora.kernels.attention.versions import Attention
 from gguflora.kernels.choose import tiles_pay
 from gguflora.kernels.dequantise.into import dequantise
+from gguflora.kernels.first_use import CompilationError, NotCompiledError, compile_elsewhere, compiling_here
 from gguflora.kernels.head_loss.cross_entropy import CrossEntropy, cross_entropy
 from gguflora.kernels.lora_linear import explicit as lora_linear
 from gguflora.kernels.lora_linear.versions import LoraLinear
@@ -83,7 +85,7 @@ TORCH = Operations(norm, rope, activation, residual.add, TORCH_ATTENTION, lora_l
 
 
 def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]:
-    """The version to run in a compute dtype, and the reason in words.
+    """The version to run in a compute dtype, and the reason in words; at the first use on a machine it takes seconds.
 
     Args:
         dtype: compiled functions know float32 and bfloat16.
@@ -93,19 +95,72 @@ def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]
         return TORCH, "as asked"
     if dtype not in (torch.float32, torch.bfloat16):
         return TORCH, f"compiled ones are for float32 and bfloat16, not {dtype}"
-    if importlib.util.find_spec("numba") is None:
-        return TORCH, "numba is not installed"
-    if libgomp() is None:
-        return TORCH, "torch has no libgomp here"
+    why = _unusable()
+    return (TORCH, why) if why else _compiled_or_torchs()
+
+
+@cache
+def _compiled_or_torchs() -> tuple[Operations, str]:
+    """The compiled version, but where it could not be compiled; what has failed is not tried again."""
     try:
         return compiled(), "by numba, on torch's threads"
+    except CompilationError as error:
+        return TORCH, f"compiled ones are missing: {error}"
+
+
+def missing() -> NotCompiledError | None:
+    """What stands between the compiled version and its use, if it can be used at all: that it must be compiled."""
+    if _unusable() or _compiled_or_torchs.cache_info().currsize:  # nothing is to be had, or no longer to be waited for
+        return None
+    try:
+        _from_cache()
+    except NotCompiledError as error:
+        return error
+    return None
+
+
+def _unusable() -> str:
+    """Why compiled operations can't be used on this machine at all; empty where they can."""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    if libgomp() is None:
+        return "torch has no libgomp here"
+    try:
+        importlib.import_module("numba")
     except ImportError as error:  # as a rule numpy is newer than this numba knows
-        return TORCH, f"numba can't be imported: {error}"
+        return f"numba can't be imported: {error}"
+    return ""
 
 
 @cache
 def compiled() -> Operations:
-    """The compiled version; numba is imported, and at the first use on a machine it compiles, which takes seconds."""
+    """The compiled version; numba is imported, and at the first use on a machine another process compiles.
+
+    Raises:
+        ImportError: numba can't be imported.
+        CompilationError: the other process failed.
+    """
+    try:
+        return _from_cache()
+    except NotCompiledError as error:
+        if error.kept:
+            compile_elsewhere()
+    with compiling_here():  # nothing is left to compile, but where numba has no folder, or not the other process's
+        return load_compiled()
+
+
+@cache
+def _from_cache() -> Operations:
+    return load_compiled()
+
+
+def load_compiled() -> Operations:
+    """Import every compiled kernel: this is the one list of them.
+
+    Raises:
+        ImportError: numba can't be imported.
+        NotCompiledError: one is not in numba's cache, outside of first_use.compiling_here.
+    """
     from gguflora.kernels.activation import compiled as activation
     from gguflora.kernels.attention.compiled import COMPILED
     from gguflora.kernels.dequantise import compiled as dequantise

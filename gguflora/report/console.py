@@ -18,6 +18,7 @@ from rich.text import Text
 
 from gguflora.events import (
     Answer,
+    Compiling,
     DataReady,
     EpochDone,
     Evaluated,
@@ -138,6 +139,8 @@ def lines_of(event: Event) -> list[str]:
     match event:
         case ModelLoaded():
             return _model(event)
+        case Compiling():
+            return [compiling(event)]
         case DataReady():
             return _data(event)
         case FirstExample():
@@ -237,6 +240,16 @@ def _short(event: Event) -> str:
             return f"saved {_text(event.path)}"
         case _:
             return _text(repr(event))
+
+
+def compiling(event: Compiling) -> str:
+    """What is waited for, and how long."""
+    if event.once:
+        return f"compiling operations, once for this machine: about {duration(event.seconds)}"
+    return (
+        f"compiling operations, about {duration(event.seconds)} and at each run: numba finds no folder to keep them in "
+        "(name one in NUMBA_CACHE_DIR)"
+    )
 
 
 def _halved(event: Halved) -> str:

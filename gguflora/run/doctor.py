@@ -33,6 +33,9 @@ LEAST_MEMORY, GOOD_MEMORY = 2**30, 2 * 2**30
 LEAST_DISK, GOOD_DISK = 200 * 10**6, 2 * 10**9
 # torch maps 0.6 GB by itself, and 1.7 GB once SmolLM2 is loaded in float32; training maps more.
 LEAST_ADDRESS_SPACE, GOOD_ADDRESS_SPACE = 2**30, 4 * 2**30
+# Private memory, reserved or touched: torch and compiled operations take 0.22 GB, compiling them takes 0.34, and
+# training the smallest models less than 2.
+LEAST_DATA, GOOD_DATA = 350 * 10**6, 2 * 2**30
 
 CLEARLY = 0.8  # of the fastest: below, the choice is wrong, and above it may be another program's doing
 
@@ -200,13 +203,22 @@ def _operations() -> Finding:
     try:
         from gguflora.kernels import choose_dtype
         from gguflora.kernels.operations import TORCH, choose_operations
+        from gguflora.run.first_use import wait_for_operations
     except (ImportError, OSError):
         return Finding(name, "warn", "not known without torch", "install torch first")
+    wait_for_operations()
     operations, why = choose_operations(choose_dtype()[0], "auto")
     if operations is not TORCH:
         return Finding(name, "pass", f"compiled ({why})")
-    fix = "pip install --upgrade numba" if "numba" in why else "nothing: training is right, and about a tenth slower"
-    return Finding(name, "warn", f"torch's own: {why}", fix)
+    return Finding(name, "warn", f"torch's own: {why}", _operations_fix(why))
+
+
+def _operations_fix(why: str) -> str:
+    if "memory" in why:
+        return "gguflora doctor with more memory, once; until then training is right, and slower"
+    if "numba" in why:
+        return "pip install --upgrade numba"
+    return "nothing: training is right, and slower"
 
 
 def _threads() -> Finding:
@@ -214,7 +226,7 @@ def _threads() -> Finding:
 
 
 def memory_findings(found: Memory) -> Iterator[Finding]:
-    """Whether there is memory to train, and whether a limit on addresses is in the way."""
+    """Whether there is memory to train, and whether a limit on addresses or on private memory is in the way."""
     limits = [f"{_gb(found.total)} in all"]
     if found.available is not None:
         limits.append(f"{_gb(found.available)} available")
@@ -227,17 +239,38 @@ def memory_findings(found: Memory) -> Iterator[Finding]:
         yield Finding("memory", "warn", f"{text}; enough for the smallest models only", fix)
     else:
         yield Finding("memory", "pass", text)
-    yield _address_space(found.address_space)
+    for limit in (
+        Limit("address space", found.address_space, "RLIMIT_AS", "-v", LEAST_ADDRESS_SPACE, GOOD_ADDRESS_SPACE),
+        Limit("private memory", found.data, "RLIMIT_DATA", "-d", LEAST_DATA, GOOD_DATA),
+    ):
+        yield _limit_finding(limit)
 
 
-def _address_space(limit: int | None) -> Finding:
-    name = "address space"
-    if limit is None:
-        return Finding(name, "pass", "no limit")
-    text = f"limited to {_gb(limit)} (RLIMIT_AS)"
-    if limit >= GOOD_ADDRESS_SPACE:
-        return Finding(name, "pass", text)
-    return Finding(name, "fail" if limit < LEAST_ADDRESS_SPACE else "warn", text, "ulimit -v unlimited")
+@dataclass(frozen=True)
+class Limit:
+    """A limit of this process (setrlimit(2)), in bytes.
+
+    Attributes:
+        size: None where there is none.
+        option: of the shell's ulimit.
+        least: with less nothing can be trained; with less than `good` the smallest models alone.
+    """
+
+    name: str
+    size: int | None
+    constant: str
+    option: str
+    least: int
+    good: int
+
+
+def _limit_finding(limit: Limit) -> Finding:
+    if limit.size is None:
+        return Finding(limit.name, "pass", "no limit")
+    text = f"limited to {_gb(limit.size)} ({limit.constant})"
+    if limit.size >= limit.good:
+        return Finding(limit.name, "pass", text)
+    return Finding(limit.name, "fail" if limit.size < limit.least else "warn", text, f"ulimit {limit.option} unlimited")
 
 
 def disk_finding(name: str, folder: Path) -> Finding:

@@ -59,11 +59,13 @@ class Taken:
 
     Attributes:
         resident: VmRSS; addresses: VmSize, which RLIMIT_AS limits; private: VmData, which RLIMIT_DATA limits.
+        files: RssFile, of what is resident the pages that files hold as well, libraries' among them.
     """
 
     resident: int
     addresses: int
     private: int
+    files: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,8 @@ def taken() -> Taken:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return Taken(0, 0, 0)
-    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith("Vm")}
-    return Taken(sizes.get("VmRSS", 0), sizes.get("VmSize", 0), sizes.get("VmData", 0))
+    sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("Vm", "Rss"))}
+    return Taken(*(sizes.get(name, 0) for name in ("VmRSS", "VmSize", "VmData", "RssFile")))
 
 
 def memory() -> Memory:

@@ -17,6 +17,7 @@ from gguflora.events import Progress, unseen
 from gguflora.gguf import Adapter, check_fits, read_adapter
 from gguflora.kernels.operations import choose_operations
 from gguflora.model import Decoder, Workspace, from_adapter, load_decoder, with_pairs
+from gguflora.run.first_use import wait_for_operations
 from gguflora.run.opening import Base, open_base
 from gguflora.run.setting import bound_product_caches, set_threads
 from gguflora.run.template import with_adapters_setting
@@ -62,6 +63,7 @@ def measure(
     measured_on = prepared(base, Part.whole(examples), options, Encoding(progress=progress))
     set_threads(None)
     bound_product_caches()
+    wait_for_operations()
     measured = evaluate(
         _decoder(base, lora, adapter, scale),
         measured_on.encoded,

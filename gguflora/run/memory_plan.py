@@ -30,9 +30,10 @@ from gguflora.run.setting import PRODUCTS
 
 FLOAT32 = 4
 PROCESS_BYTES, TOKEN_BYTES = 390_000_000, 250
+LIBRARY_BYTES = 160_000_000
 """What the process takes before weights are loaded: Python 3.11, torch 2.13 and numba 0.68 with kernels from its cache,
-160 MB of it pages of libraries; and for each token of the vocabulary (403 MB with 49,152 tokens, 455 with 262,144). A
-machine's first run compiles the kernels, which takes 120 MB more."""
+LIBRARY_BYTES of it pages of libraries; and for each token of the vocabulary (403 MB with 49,152 tokens, 455 with
+262,144). Where numba can keep no cache the kernels are compiled in the process itself: 120 MB more."""
 NUMBA_BYTES = 115_000_000
 """Of it numba, LLVM and the kernels, which torch's operations do without."""
 PRODUCT_BYTES = 700_000

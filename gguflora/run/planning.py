@@ -13,6 +13,7 @@ from gguflora.model import LoraPair
 from gguflora.report.planned import MachineFacts, PlanFacts, TimeFacts
 from gguflora.run.choices import Choices, choose
 from gguflora.run.dataset import Dataset, make_dataset
+from gguflora.run.first_use import wait_for_operations
 from gguflora.run.initial import initial_pairs
 from gguflora.run.machine import memory, reach, taken
 from gguflora.run.memory_plan import Load, load_of, ranks_of, row_tokens
@@ -44,6 +45,7 @@ def plan_run(request: Request, steps: int) -> PlanFacts:
         dataset = make_dataset(base, request.examples, request.validation, request.data, seed, how)
     load = _load(request, base.spec, dataset, pairs)
     bound_product_caches()
+    wait_for_operations(request.compute.kernels)
     choices = choose(request.compute, base.gguf, base.spec, load, set_threads(request.training.threads))
     facts = _facts(base, load, choices, known=dataset is not None)
     if dataset is None or not steps:

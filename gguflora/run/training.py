@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,14 @@ from gguflora.events import Event, Finished, MemoryPlanned, Planned, Progress, W
 from gguflora.gguf import ChatSetting
 from gguflora.model import Decoder, LoraPair, Workspace, load_decoder, with_pairs
 from gguflora.report import append_metrics, keep_metrics_until
+from gguflora.run.check_memory import packed_for_check
 from gguflora.run.choices import Choices, choose, name_of
 from gguflora.run.dataset import Dataset, data_ready, encoded_hash, first_example, make_dataset
+from gguflora.run.first_use import operations_ready
 from gguflora.run.folder import check_folder, claim_folder, read_record, write_record
 from gguflora.run.initial import file_hash, initial_pairs
 from gguflora.run.machine import memory, reach, taken
-from gguflora.run.memory_plan import Setting, load_of, matrices, ranks_of
+from gguflora.run.memory_plan import Setting, load_of, ranks_of
 from gguflora.run.opening import Base, model_loaded, open_base
 from gguflora.run.setting import bound_product_caches, environment, set_threads
 from gguflora.run.start import Start, resumed_start
@@ -124,6 +125,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
     yield opened
     encoding = Encoding(request.training.threads, request.progress)
     dataset = make_dataset(base, request.examples, request.validation, request.data, request.training.seed, encoding)
+    about_operations = yield from operations_ready(request.compute.kernels)
     about_data = _about_data(request, base, dataset)
     yield from about_data
     old = read_record(folder) if folder and request.resume else None
@@ -152,7 +154,7 @@ def run(request: Request, outcome: Outcome) -> Generator[Event, None, None]:
         yield from _train(request, setup, outcome.state)
         return
     with claim_folder(folder, request.resume):
-        yield from _recorded(request, folder, setup, outcome, [opened, *about_data, *about_memory])
+        yield from _recorded(request, folder, setup, outcome, [opened, *about_operations, *about_data, *about_memory])
 
 
 def _about_data(request: Request, base: Base, dataset: Dataset) -> list[Event]:
@@ -295,16 +297,11 @@ def _check_in_llamacpp(
         yield Warned(f"not verified in llama.cpp: stopped by {reason}.")
         return
     try:
-        yield verify(setup.base, adapter, encoded, packed=not _room_to_check(setup.base))
+        packed = packed_for_check(setup.base, encoded, request.compute)
+        yield verify(setup.base, adapter, encoded, packed=packed)
         yield from [] if request.stop() or not ask else answers(setup.base, adapter, encoded)
     except GgufloraError as error:  # as above: only the check could not be made
         yield Warned(f"the check in llama.cpp could not be made: {error}")
-
-
-def _room_to_check(base: Base) -> bool:
-    """Whether weights unpacked in float32 leave half of what is in reach; packed ones take minutes more, and little."""
-    unpacked = 4 * sum(prod(matrix.shape) for matrix in matrices(base.spec))
-    return taken().resident + unpacked <= reach(memory(), taken()).size // 2
 
 
 def _planned(setup: Setup, job: Job, state: State) -> Planned:

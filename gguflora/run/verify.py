@@ -66,7 +66,7 @@ def verify(base: Base, adapter: Path, encoded: Sequence[Encoded], *, packed: boo
     Raises:
         FileError: llama.cpp refuses the model or the adapter.
     """
-    chosen = _first_of(encoded, base)
+    chosen = first_of(encoded, base)
     read = read_adapter(adapter)
     decoder = load_decoder(base.gguf, base.spec, torch.float32, packed)
     rank = next(iter(read.pairs.values())).rank
@@ -101,7 +101,7 @@ def _same_gain(plain: Agreement, tuned: Agreement) -> bool:
 def compare(decoder: Decoder, llama: LlamaModel, encoded: Sequence[Encoded]) -> Agreement:
     """Losses of both programs on the trained tokens of `encoded`, each with the adapter that it has on now."""
     ours, theirs, kls = [], [], []
-    for examples in _rows(encoded):
+    for examples in in_rows(encoded):
         for example, mine in zip(examples, _our_logits(decoder, examples), strict=True):
             other = llama.logits(example.tokens, _before_trained(example))  # (n, V), as mine
             for a, b, kl in _compared(mine, other, example.labels[example.labels >= 0]):
@@ -138,7 +138,8 @@ def answers(base: Base, adapter: Path, encoded: Sequence[Encoded]) -> list[Answe
     return results
 
 
-def _first_of(encoded: Sequence[Encoded], base: Base) -> list[Encoded]:
+def first_of(encoded: Sequence[Encoded], base: Base) -> list[Encoded]:
+    """The first examples, as many as both programs measure in a minute or so."""
     parameters = sum(linear.shape[0] * linear.shape[1] for linear in base.spec.linears())
     room = min(MAX_TOKENS, max(LEAST_TOKENS, int(WORK / parameters)))
     chosen: list[Encoded] = []
@@ -150,7 +151,7 @@ def _first_of(encoded: Sequence[Encoded], base: Base) -> list[Encoded]:
     return chosen
 
 
-def _rows(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
+def in_rows(encoded: Sequence[Encoded]) -> Iterator[list[Encoded]]:
     """The examples in their order, as many together as fit a row; a longer one is a row of its own."""
     row: list[Encoded] = []
     for example in encoded:

@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors
 import safetensors.torch
@@ -24,8 +24,9 @@ from gguflora.errors import FileError, MachineError
 from gguflora.events import SavedKind
 from gguflora.gguf import ChatSetting, Identity, write_adapter
 from gguflora.model import LoraPair, to_adapter
-from gguflora.storage import write_bytes
+from gguflora.storage import write_atomically, write_bytes
 from gguflora.train.state import NUMBERS, State, named_parameters
+from gguflora.train.tensor_file import pieces_of
 
 SCHEMA = 1
 KEPT_STATES = 2  # the newest, and the one before in case the newest is damaged
@@ -70,11 +71,17 @@ class Checkpoints:
         folder = self.folder / STATE_FOLDER
         _make(folder)
         manifest = folder / f"step-{state.step:08d}.json"
-        tensors = safetensors.torch.save(dict(_tensors(state)))
+        digest = hashlib.sha256()
+
+        def write(file: BinaryIO) -> None:
+            for piece in pieces_of(dict(_tensors(state))):
+                file.write(piece)
+                digest.update(piece)
+
+        write_atomically(manifest.with_suffix(".safetensors"), write)
         numbers = {name: getattr(state, name) for name in NUMBERS}
         content = {"schema": SCHEMA, "pairs": list(state.pairs), "state": numbers}
-        content["sha256"] = _digest(tensors, content)
-        write_bytes(manifest.with_suffix(".safetensors"), tensors)
+        content["sha256"] = _with_content(digest, content)
         write_bytes(manifest, json.dumps(content, indent=1).encode())
         earlier = [path for path in _manifests(folder) if path < manifest and path.exists()]
         kept = {path.stem for path in (manifest, *earlier[: KEPT_STATES - 1])}
@@ -114,7 +121,7 @@ def _load(manifest: Path) -> State:
     if content["schema"] != SCHEMA:
         raise ValueError(f"its schema is {content['schema']}, this version reads {SCHEMA}")
     data = manifest.with_suffix(".safetensors").read_bytes()
-    if content.pop("sha256") != _digest(data, content):
+    if content.pop("sha256") != _with_content(hashlib.sha256(data), content):
         raise ValueError("it does not have the hash that was written down")
     tensors = safetensors.torch.load(data)
     # In the order of the run that saved it: sums over all pairs round differently in another one.
@@ -155,9 +162,8 @@ def _remove(paths: Iterable[Path]) -> None:
             raise MachineError(f"{path} could not be removed: {error.strerror or error}.") from error
 
 
-def _digest(tensors: bytes, content: dict[str, Any]) -> str:
-    """SHA-256, in hex, over a state's tensor file and what else its JSON holds."""
-    digest = hashlib.sha256(tensors)
+def _with_content(digest: hashlib._Hash, content: dict[str, Any]) -> str:
+    """SHA-256, in hex, over a state's tensor file, which `digest` has seen, and what else its JSON holds."""
     digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""A signal while a large data set is encoded ends the command soon, and leaves nothing behind."""
+"""A signal ends the command soon and leaves nothing behind, while it encodes large data or waits for the compiler."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gguflora.kernels.threads import libgomp
 from gguflora.run.tokens import MANY
 from tests.tiny import tiny_llama
 
@@ -100,4 +101,43 @@ def test_a_signal_while_encoding_ends_it_soon_and_leaves_nothing(
     assert list(cache.iterdir()) == []
     assert not (tmp_path / "out").exists()
     assert len(started) >= (3 if cores > 1 else 1)  # so that the last line is no empty promise
+    assert wait_for(lambda: not processes_of(str(tmp_path)), 10)
+
+
+@pytest.mark.skipif(libgomp() is None, reason="nothing is compiled where torch does not run on libgomp")
+def test_a_signal_while_operations_are_compiled_ends_it_soon_and_leaves_nothing(
+    given: tuple[Path, Path], tmp_path: Path
+):
+    """The machine's first run: it says that it compiles, waits for another process, and both end."""
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(given[1].read_text().splitlines(keepends=True)[:8]))
+    with subprocess.Popen(
+        [sys.executable, "-m", "gguflora", "train", str(given[0]), str(few), "--output-dir", "out", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            "XDG_CACHE_HOME": str(tmp_path / "cache"),
+            "NUMBA_CACHE_DIR": str(tmp_path / "numba"),
+        }
+        | {"GGUFLORA_TEST": str(tmp_path)},
+    ) as process:
+        assert process.stdout
+        told = [json.loads(process.stdout.readline()) for _ in range(2)]
+        assert [event["event"] for event in told] == ["model_loaded", "compiling"]
+        assert wait_for(lambda: list(tmp_path.rglob("*.nbc")))  # so it is at work; 30 s on a busy machine
+        started = processes_of(str(tmp_path))
+        process.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        _, error = process.communicate(timeout=60)
+        taken = time.monotonic() - sent
+    assert process.returncode == 130, error
+    assert "compiling operations, once for this machine: about 20 s" in error
+    assert error.splitlines()[-1] == "gguflora: interrupted."
+    assert taken < SOON
+    assert not (tmp_path / "out").exists()
+    assert len(started) >= 2
     assert wait_for(lambda: not processes_of(str(tmp_path)), 10)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gguflora.gguf.format import BLOCKS, GgmlType
 from gguflora.kernels.dequantise.reference import FUNCTIONS
+from gguflora.kernels.lora_linear.explicit import Block, StackedPairs
 from gguflora.kernels.operations import TORCH, Operations, choose_operations, compiled
 from gguflora.kernels.threads import libgomp
 from tests.kernels.explicit_pair import blank
@@ -115,6 +116,29 @@ def cross_entropy(operations: Operations, dtype: torch.dtype, cast: Cast) -> dic
     return {"nll": nll, "alone": alone, "d_logits": logits}
 
 
+def attention(operations: Operations, dtype: torch.dtype, cast: Cast) -> dict[str, Tensor]:
+    """Two documents of heads that tiles are for."""
+    q, k, v, d_out = (cast(drawn(i, 75, heads, 32, dtype=dtype)) for i, heads in enumerate((4, 2, 2, 4)))
+    out = blank(75, 4, 32, dtype=q.dtype)
+    kept = operations.attention.forward(q, k, v, [0, 41, 75], SCALE, None, out)
+    dq, dk, dv = operations.attention.backward(d_out, out, kept, (q, k, v), [0, 41, 75], SCALE, None)
+    return {"out": out, "dq": dq, "dk": dk, "dv": dv}
+
+
+def lora_linear(operations: Operations, dtype: torch.dtype, cast: Cast) -> dict[str, Tensor]:
+    """A layer of sizes that tiles are for, with its pair."""
+    x, dy, weight, a, b = (
+        cast(drawn(i, *shape, dtype=dtype)) for i, shape in enumerate(((45, 64), (45, 96), (96, 64), (6, 64), (96, 6)))
+    )
+    pairs = StackedPairs(a, (Block(b, slice(0, 96), slice(0, 6)),), SCALE)
+    y, c, dx = (blank(45, size, dtype=x.dtype) for size in (96, 6, 64))
+    operations.lora_linear.forward(x, weight, None, pairs, y, c)
+    delta = operations.lora_linear.backward(dy, c, weight, pairs, dx)
+    assert delta is not None
+    da = operations.lora_linear.a_gradient(delta, x)
+    return {"y": y, "c": c, "dx": dx, "da": da.to(x.dtype), "db": delta.db[0].to(x.dtype)}
+
+
 CASES = {
     "norm": norm,
     "residual": residual,
@@ -128,6 +152,9 @@ CASES = {
     "softmax of one": softmax_of(1, 1, None),
     "cross-entropy": cross_entropy,
 }
+BY_TILES = {"attention": attention, "linear": lora_linear}
+"""Where the processor has tiles: test_flash.py and test_tiled.py hold what they compute."""
+
 EACH = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
@@ -213,18 +240,21 @@ def test_blocks_give_the_bits_of_torchs_version(type: GgmlType, dtype: torch.dty
 
 RESULTS = """
 import hashlib, torch
-from gguflora.kernels.operations import compiled
-from tests.kernels.test_compiled import CASES
+from gguflora.kernels.first_use import compiling_here
+from gguflora.kernels.operations import load_compiled
+from tests.kernels.test_compiled import BY_TILES, CASES
 
-for name, case in CASES.items():
+with compiling_here():
+    operations = load_compiled()
+for name, case in (CASES | BY_TILES).items():
     for dtype in (torch.float32, torch.bfloat16):
-        values = case(compiled(), dtype, torch.clone).values()
+        values = case(operations, dtype, torch.clone).values()
         print(name, dtype, hashlib.sha256(b"".join(value.float().numpy().tobytes() for value in values)).hexdigest())
 """
 
 
 def test_a_process_that_compiles_gives_the_bits_of_one_that_finds_it_compiled(tmp_path: Path) -> None:
-    """The first run on a machine compiles, later ones load from numba's cache: the same command, the same bits."""
+    """Where nothing can be kept each process compiles, else all load what one has compiled: the same bits."""
     first, second = (
         subprocess.run(
             [sys.executable, "-c", RESULTS],
@@ -237,6 +267,6 @@ def test_a_process_that_compiles_gives_the_bits_of_one_that_finds_it_compiled(tm
         ).stdout
         for _ in range(2)
     )
-    assert first.count("\n") == 2 * len(CASES)
+    assert first.count("\n") == 2 * len(CASES | BY_TILES)
     assert first == second
     assert list(tmp_path.rglob("*.nbi")), "numba wrote no cache there: nothing was compared"

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from gguflora.events import (
     Answer,
+    Compiling,
     DataReady,
     EpochDone,
     Evaluated,
@@ -93,6 +94,8 @@ EVENTS: list[Event] = [
     ANSWER,
     END,
     dataclasses.replace(END, stopped_by="SIGTERM", final_loss=None, best_loss=None, adapter=None),
+    Compiling(20, True),
+    Compiling(20, False),
 ]
 
 
@@ -133,6 +136,8 @@ WANTED: list[tuple[Event, str]] = [
     (EVENTS[10], "4 examples in 2 rows; 436 tokens; loss 2.5000; 900 MB; nothing was trained"),
     (EVENTS[11], "memory ran out after step 7; at most 512 tokens; done again"),
     (EVENTS[12], "layers are computed again; done again"),
+    (Compiling(20, True), "compiling operations; once for this machine; about 20 s"),
+    (Compiling(20, False), "compiling operations; about 20 s; at each run; NUMBA_CACHE_DIR"),
     (CHECK, "verified in llama.cpp; 1234 trained tokens; 2.5000 / 2.5100; 0.5000 / 0.5050; up to 0.0200; to the bit"),
     (ANSWER, "Hi; expected  Hello; before    I don't know; after     Hello"),
     (END, "total time 2 min 05 s; 288 steps; 435 ms a step; 705 tok/s; final loss 0.4000; best loss 0.3000 (epoch 2)"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -74,23 +76,45 @@ def test_the_packages_that_are_looked_for_are_those_of_pyproject():
     ("available", "state"), [(0, "fail"), (GB, "fail"), (2**30, "warn"), (2 * GB, "warn"), (2 * 2**30, "pass")]
 )
 def test_too_little_memory_has_failed_and_little_is_a_warning(available: int, state: str):
-    found, _ = memory_findings(Memory(16 * GB, available, None, None, None))
+    found, *_ = memory_findings(Memory(16 * GB, available, None, None, None))
     assert (found.name, found.state) == ("memory", state)
     assert bool(found.fix) == (state != "pass")
     assert found.exit_code == 4
 
 
 def test_a_full_container_on_a_large_machine_has_failed():
-    found, _ = memory_findings(Memory(64 * GB, 50 * GB, 4 * GB, 4 * GB, None))
+    found, *_ = memory_findings(Memory(64 * GB, 50 * GB, 4 * GB, 4 * GB, None))
     assert found.state == "fail"
     assert "cgroup limit 4.0 GB" in found.found
 
 
 @pytest.mark.parametrize(("limit", "state"), [(None, "pass"), (8 * GB, "pass"), (2 * GB, "warn"), (GB, "fail")])
 def test_a_limit_on_addresses_is_told(limit: int | None, state: str):
-    _, found = memory_findings(Memory(16 * GB, 16 * GB, None, None, limit))
+    _, found, other = memory_findings(Memory(16 * GB, 16 * GB, None, None, limit))
     assert (found.name, found.state) == ("address space", state)
-    assert bool(found.fix) == (state != "pass")
+    assert found.fix == ("" if state == "pass" else "ulimit -v unlimited")
+    assert (other.state, other.found) == ("pass", "no limit")
+
+
+@pytest.mark.parametrize(("limit", "state"), [(None, "pass"), (4 * GB, "pass"), (GB, "warn"), (GB // 4, "fail")])
+def test_a_limit_on_private_memory_is_told(limit: int | None, state: str):
+    _, _, found = memory_findings(Memory(16 * GB, 16 * GB, None, None, None, limit))
+    assert (found.name, found.state) == ("private memory", state)
+    assert found.found == ("no limit" if limit is None else f"limited to {limit / GB:.1f} GB (RLIMIT_DATA)")
+    assert found.fix == ("" if state == "pass" else "ulimit -d unlimited")
+
+
+def test_the_limits_are_those_that_the_shell_has_set():
+    """The judge is the system: a process that sets both itself, and what doctor then finds."""
+    code = (
+        "import resource\nresource.setrlimit(resource.RLIMIT_DATA, (3 * 10**9, 3 * 10**9))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (9 * 10**9, 9 * 10**9))\n"
+        "from gguflora.run.doctor import memory_findings\nfrom gguflora.run.machine import memory\n"
+        "for finding in memory_findings(memory()): print(finding.name, finding.found, sep=': ')"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "address space: limited to 9.0 GB (RLIMIT_AS)\n" in told
+    assert "private memory: limited to 3.0 GB (RLIMIT_DATA)\n" in told
 
 
 @pytest.mark.parametrize(("free", "state"), [(10 * GB, "pass"), (GB, "warn"), (10**8, "fail"), (0, "fail")])
@@ -176,13 +200,13 @@ def test_the_dtype_and_its_reason_are_told(monkeypatch: pytest.MonkeyPatch, flag
 def test_compiled_operations_pass_and_without_numba_torchs_own_are_a_warning(monkeypatch: pytest.MonkeyPatch):
     found = finding("operations")
     assert (found.state, found.found.split()[0]) == ("pass", "compiled")
-    monkeypatch.setattr("gguflora.kernels.operations.compiled", broken_numba)
-    found = finding("operations")
+    monkeypatch.setattr("gguflora.kernels.operations.importlib.import_module", broken_numba)
+    found = doctor._operations()
     assert (found.state, found.found) == ("warn", "torch's own: numba can't be imported: needs NumPy 2.3 or less")
     assert found.fix == "pip install --upgrade numba"
 
 
-def broken_numba() -> None:
+def broken_numba(_: str) -> None:
     raise ImportError("needs NumPy 2.3 or less")
 
 

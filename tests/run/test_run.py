@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gguflora.config import DataConfig, LoraConfig, TrainingConfig
+from gguflora.config import ComputeConfig, DataConfig, LoraConfig, TrainingConfig
 from gguflora.data import Example, load_jsonl
 from gguflora.errors import FileError, GgufloraError
 from gguflora.events import Event, Finished, Planned, StepDone, Verified, Warned
-from gguflora.run import training
-from gguflora.run.machine import Ceiling, Taken
-from gguflora.run.opening import open_base
 from gguflora.run.training import Outcome, Request, run
 from gguflora.train import Checkpoints, load_newest_state
 from tests.runs import metrics, write_dataset
@@ -96,15 +94,19 @@ def test_the_check_is_made_on_validation_examples_else_on_trained_ones(
     assert checked == [10, 2]
 
 
-def test_the_check_reads_packed_weights_where_unpacked_ones_would_not_leave_half_of_the_memory(
-    given: tuple[Path, list[Example]], monkeypatch: pytest.MonkeyPatch
+def test_a_check_that_would_take_more_than_the_memory_asked_for_is_left_out_and_it_is_said(
+    given: tuple[Path, list[Example]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    base = open_base(given[0])
-    unpacked = sum(info.nbytes for info in base.gguf.tensors.values() if len(info.shape) == 2)  # F32, and tied
-    monkeypatch.setattr("gguflora.run.training.taken", lambda: Taken(1000, 0, 0))
-    for size, room in ((2 * (unpacked + 1000), True), (2 * (unpacked + 1000) - 1, False)):
-        monkeypatch.setattr("gguflora.run.training.reach", lambda *_, size=size: Ceiling(size, "what is free"))
-        assert training._room_to_check(base) is room
+    """Its own reckoning is held to what the check takes in test_check_memory.py."""
+    monkeypatch.setattr("gguflora.llamacpp.available", lambda: True)
+    monkeypatch.setattr("gguflora.run.training.verify", lambda *_, **__: pytest.fail("it was made"))
+    monkeypatch.setattr("gguflora.run.check_memory.check_bytes", lambda *_, **__: 3 * 10**9)
+    compute = ComputeConfig(memory="2GB")
+    [warned] = of(Warned, list(run(request(given, tmp_path / "run", compute=compute), Outcome())))
+    assert re.fullmatch(
+        r"the check in llama.cpp could not be made: it takes about 3\d\d\d MB, and 2GB is the limit; .* missing\.",
+        warned.message,
+    )
 
 
 def test_a_check_that_fails_is_a_warning_and_the_adapter_stays(
