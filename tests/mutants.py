@@ -549,13 +549,6 @@ MUTANTS = (
         "tests/kernels/test_first_use.py",
     ),
     Mutant(
-        "an interrupted wait leaves the compiler running",
-        "kernels/first_use.py",
-        "            process.kill()",
-        "            pass",
-        "tests/kernels/test_first_use.py",
-    ),
-    Mutant(
         "the check in llama.cpp forgets the libraries",
         "run/check_memory.py",
         "held = own.resident - own.files + LIBRARY_BYTES",
