@@ -103,9 +103,11 @@ def choose_operations(dtype: torch.dtype, wanted: str) -> tuple[Operations, str]
 def _compiled_or_torchs() -> tuple[Operations, str]:
     """The compiled version, but where it could not be compiled; what has failed is not tried again."""
     try:
-        return compiled(), "by numba, on torch's threads"
+        operations = compiled()
     except CompilationError as error:
         return TORCH, f"compiled ones are missing: {error}"
+    tiles = "" if operations.lora_linear is lora_linear else "; bfloat16 is multiplied by tiles"
+    return operations, f"by numba, on torch's threads{tiles}"
 
 
 def missing() -> NotCompiledError | None:

@@ -115,6 +115,7 @@ def _stack_bias(group: Group, dtype: torch.dtype) -> Tensor | None:
 
 def _add(parameter: Tensor, gradient: Tensor) -> None:
     if parameter.grad is None:
-        parameter.grad = gradient.to(parameter.dtype, copy=True)
+        # laid out as the parameter is, not as what came (dB comes as a transpose)
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
     else:
         parameter.grad += gradient

@@ -172,30 +172,36 @@ def _instruction_set() -> Finding:
 
 
 def _products() -> Finding:
-    """Whether the dtype that the instruction set stands for is the faster one here."""
+    """Whether what the instruction set stands for is the fastest way to multiply here."""
     name = "products"
     try:
         from gguflora.kernels import choose_dtype
-        from gguflora.run.products import product_rates
+        from gguflora.kernels.operations import choose_operations
+        from gguflora.run.first_use import wait_for_operations
+        from gguflora.run.products import TILES, product_rates
     except (ImportError, OSError):
         return Finding(name, "warn", "not known without torch", "install torch first")
-    chosen = choose_dtype()[0]
-    return products_finding(str(chosen).removeprefix("torch."), product_rates())
+    wait_for_operations()
+    dtype = choose_dtype()[0]
+    rates = product_rates(choose_operations(dtype, "auto")[0])
+    chosen = str(dtype).removeprefix("torch.")
+    return products_finding(TILES if chosen == "bfloat16" and TILES in rates else chosen, rates)
 
 
 def products_finding(chosen: str, rates: dict[str, float]) -> Finding:
-    """Whether the chosen dtype's products are the fastest.
+    """Whether the chosen way to multiply is the fastest.
 
     Args:
-        chosen: the dtype, as `rates` names it.
-        rates: operations a second, by dtype.
+        chosen: the dtype, or "tiles", as `rates` names it.
+        rates: operations a second, by way.
     """
-    timed = ", ".join(f"{dtype} {rate / 1e12:.2f}" for dtype, rate in rates.items())
+    timed = ", ".join(f"{way} {rate / 1e12:.2f}" for way, rate in rates.items())
     found = f"{timed} TFLOP/s, both directions"
-    fastest = max(rates, key=lambda dtype: rates[dtype])
+    fastest = max(rates, key=lambda way: rates[way])
     if rates[chosen] >= CLEARLY * rates[fastest]:
         return Finding("products", "pass", found)
-    return Finding("products", "warn", f"{found}, and {chosen} is chosen", f"train with --dtype {fastest}")
+    other = "--kernels torch" if chosen == "tiles" and fastest == "bfloat16" else f"--dtype {fastest}"
+    return Finding("products", "warn", f"{found}, and {chosen} is chosen", f"train with {other}")
 
 
 def _operations() -> Finding:

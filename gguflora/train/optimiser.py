@@ -61,7 +61,7 @@ def update(state: State, gradients: list[Tensor], learning_rate: float, weight_d
     with torch.no_grad():
         adamw(
             list(parameters),
-            gradients,
+            [gradient.contiguous() for gradient in gradients],  # the fused loop goes through memory, not elements
             exp_avgs=[state.exp_avg[name] for name in names],
             exp_avg_sqs=[state.exp_avg_sq[name] for name in names],
             max_exp_avg_sqs=[],

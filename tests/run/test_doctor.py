@@ -10,10 +10,12 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from gguflora.errors import UsageError
+from gguflora.kernels.operations import TORCH, choose_operations
 from gguflora.llamacpp import library
 from gguflora.run import doctor
 from gguflora.run.doctor import Finding, disk_finding, examine, exit_code, memory_findings, package_finding, satisfies
@@ -259,8 +261,17 @@ def test_the_fastest_dtype_and_one_that_is_about_as_fast_pass(other: float):
     assert doctor.products_finding("bfloat16", {"float32": other, "bfloat16": 4e11}).state == "pass"
 
 
-def test_rates_are_of_both_dtypes_and_no_machine_is_as_slow_or_as_fast_as_that():
+def test_tiles_that_are_slower_than_the_library_are_warned_of():
+    found = doctor.products_finding("tiles", {"float32": 2e11, "bfloat16": 2e12, "tiles": 4e11})
+    assert (found.state, found.fix) == ("warn", "train with --kernels torch")
+    assert doctor.products_finding("tiles", {"float32": 2e11, "bfloat16": 4e11, "tiles": 4e11}).state == "pass"
+
+
+@pytest.mark.parametrize("version", ["torch", "auto"])
+def test_rates_are_of_every_way_and_no_machine_is_as_slow_or_as_fast_as_that(version: str):
     """A twentieth of what a processor of 2010 did, and more than any processor of today does."""
-    rates = product_rates()
-    assert list(rates) == ["float32", "bfloat16"]
+    operations, _ = choose_operations(torch.bfloat16, version)
+    rates = product_rates(operations)
+    tiles = [] if operations.lora_linear is TORCH.lora_linear else ["tiles"]
+    assert list(rates) == ["float32", "bfloat16", *tiles]
     assert all(1e8 < rate < 1e15 for rate in rates.values())

@@ -152,3 +152,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run(bad: float) -> None:
     gradients[0][1, 0] = bad
     with pytest.raises(NumericError, match="the gradients of step 17 are not finite"):
         clip(gradients, 1.0, "step 17")
+
+
+def test_a_gradient_that_lies_otherwise_in_memory_is_the_same_gradient() -> None:
+    """torch's fused AdamW takes a transposed gradient's memory for the parameter's order, without a word."""
+    generator = torch.Generator().manual_seed(5)
+    results = []
+    for transposed in (False, True):
+        state = new_state(random_pairs(torch.float32))
+        generator.manual_seed(5)
+        gradients = [torch.randn(p.shape, generator=generator) for _, p in named_parameters(state.pairs)]
+        update(state, [g.t().contiguous().t() if transposed else g for g in gradients], PEAK, 0.1)
+        results.append([parameter.detach() for _, parameter in named_parameters(state.pairs)])
+    for plain, other in zip(*results, strict=True):
+        assert torch.equal(plain, other)

@@ -57,22 +57,10 @@ def wide_kernel(pointer: Any) -> None:
                 if depth + here < n:
                     multiply(left, a_row, 4, panel, PANEL_ROW, here, kept, PANEL_ROW, depth > 0)
                 else:
-                    to = y + row * y_row + column * 2
                     multiply_both(
-                        left,
-                        a_row,
-                        panel,
-                        here,
-                        c_at + row * c_row,
-                        c_row,
-                        second,
-                        n2,
-                        kept,
-                        PANEL_ROW,
-                        depth > 0,
-                        to,
-                        y_row,
-                    )
+                        left, a_row, panel, here, c_at + row * c_row, c_row, second, n2,
+                        kept, PANEL_ROW, depth > 0, y + row * y_row + column * 2, y_row,
+                    )  # fmt: skip
         index = next_number(words[1])
 
 
