@@ -75,8 +75,8 @@ def choose(
     limit = _limit(compute)
     first, why_weights = _fastest(compute, spec, dtype, limit)
     compiled = operations is not None and operations is not TORCH
-    flash = operations is not None and operations.attention.flash is not None and dtype is torch.bfloat16
-    first = dataclasses.replace(first, compiled=compiled, flash=flash, threads=threads[0])
+    tiles = operations is not None and operations.attention.flash is not None and dtype is torch.bfloat16
+    first = dataclasses.replace(first, compiled=compiled, tiles=tiles, threads=threads[0])
     plan = partial(memory_plan, gguf, spec)
     setting, planned, why_memory = first, None, "not planned: the graph is autograd's"
     before = _chosen_before(compute, old, first)

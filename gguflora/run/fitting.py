@@ -1,9 +1,9 @@
 """The first setting whose planned peak keeps to a limit, in the order of what it costs in speed.
 
-Shorter rows cost least: with 1,024 tokens in place of 2,048 nine tenths of the speed are left (docs/performance.md).
-Packed weights are dequantised once for each row, so they come when rows are as short as they get; recomputation runs
-each layer's forward twice, a quarter of a step. What was asked for explicitly stays, and a shorter row that saves
-nothing, since an example is as long, is passed over.
+Packed weights cost least: one or two hundredths of the speed at rows of 2,048 tokens (docs/performance.md). They are
+unpacked once for each row, and products of fewer rows are slower, so shorter rows cost more; recomputation runs each
+layer's forward twice, a quarter of a step. What was asked for explicitly stays, and a shorter row that saves nothing,
+since an example is as long, is passed over.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def fit(first: Setting, compute: ComputeConfig, load: Load, plan: Planner, limit
 def settings(first: Setting, compute: ComputeConfig, load: Load) -> list[Setting]:
     """From the fastest setting to the smallest; each differs from the one before in one thing."""
     found = [first]
+    if compute.weights == "auto" and not first.packed:
+        found.append(replace(found[-1], packed=True))
     if compute.micro_batch_tokens is None:
         for rows in ROWS[1:]:
             if row_tokens(load, rows) < row_tokens(load, found[-1].rows):
                 found.append(replace(found[-1], rows=rows))
-    if compute.weights == "auto" and not first.packed:
-        found.append(replace(found[-1], packed=True))
     if compute.recompute == "auto":
         found.append(replace(found[-1], recompute=True))
     return found

@@ -52,7 +52,7 @@ class Setting:
         rows: most tokens in a row; a longer example makes a longer row.
         recompute: layers run again in the backward.
         compiled: compiled operations run between the products, torch's else.
-        flash: attention is kernels/attention/flash.py's where a head's size suits it.
+        tiles: products and attention are by tiles (kernels/tiles.py), where sizes suit.
         threads: that compute.
     """
 
@@ -61,7 +61,7 @@ class Setting:
     rows: int
     recompute: bool
     compiled: bool = True
-    flash: bool = False
+    tiles: bool = False
     threads: int = 1
 
 
@@ -186,7 +186,8 @@ def _scratch(spec: ModelSpec, setting: Setting) -> int:
     """A packed weight's dequantised matrix; what libraries keep."""
     matrix = max(prod(spec.output.shape), *(_largest_group(layer) for layer in spec.layers))
     dense = setting.dtype.itemsize * matrix if setting.packed else 0
-    return dense + PRODUCTS * PRODUCT_BYTES + SLACK_BYTES
+    library = 0 if setting.tiles else PRODUCTS * PRODUCT_BYTES
+    return dense + library + SLACK_BYTES
 
 
 def _temporaries(spec: ModelSpec, layer: LayerSpec, row: int, longest: int) -> int:
@@ -228,7 +229,7 @@ def _working(layer: LayerSpec, width: int, size: int) -> int:
 def _attention(layer: LayerSpec, longest: int, setting: Setting) -> int:
     """Bytes that attention to a document works in besides what comes in and goes out."""
     m = layer.mixer
-    if setting.flash and m.head_dim % SIZES_OF_HEADS == 0:
+    if setting.tiles and m.head_dim % SIZES_OF_HEADS == 0:
         return _flash(layer, longest, setting.threads)
     rows = min(BLOCK, -(-longest // SIZES) * SIZES)
     keys = longest if m.window is None else min(longest, m.window + BLOCK)

@@ -66,17 +66,25 @@ def test_with_room_nothing_is_saved(given: Given, monkeypatch: pytest.MonkeyPatc
 def test_a_limit_below_the_plan_of_the_default_gets_the_smaller_setting_at_once(
     given: Given, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shorter, full = (peak(given, monkeypatch, micro_batch_tokens=rows) for rows in (1024, 2048))
-    assert shorter < full
+    packed, full = (peak(given, monkeypatch, weights=weights) for weights in ("packed", "resident"))
+    assert packed < full
     machine(monkeypatch, full - 1)
     found = made(given)
-    assert (found.setting.rows, found.setting.packed, found.setting.recompute) == (1024, False, False)
+    assert (found.setting.rows, found.setting.packed, found.setting.recompute) == (2048, True, False)
     assert found.plan
-    assert found.plan.peak == shorter
-    assert found.reasons["micro-batch"] == "packed rows of at most 1024 tokens (to save memory)"
+    assert found.plan.peak == packed
     assert "what the cgroup allows; the fastest setting would take" in found.reasons["memory"]
     machine(monkeypatch, full)
-    assert made(given).setting.rows == 2048
+    assert not made(given).setting.packed
+
+
+def test_a_limit_below_the_plan_of_packed_weights_gets_shorter_rows(
+    given: Given, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, peak(given, monkeypatch, weights="packed") - 1)
+    found = made(given)
+    assert (found.setting.rows, found.setting.packed, found.setting.recompute) == (1024, True, False)
+    assert found.reasons["micro-batch"] == "packed rows of at most 1024 tokens (to save memory)"
 
 
 def test_a_limit_below_every_plan_gets_the_smallest_and_says_so(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,11 +95,11 @@ def test_a_limit_below_every_plan_gets_the_smallest_and_says_so(given: Given, mo
 
 
 def test_memory_as_asked_does_not_depend_on_the_machine(given: Given, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = f"{peak(given, monkeypatch, micro_batch_tokens=1024)}B"
+    limit = f"{peak(given, monkeypatch, micro_batch_tokens=1024, weights='packed')}B"
     for size in (2**20, 2**40):
         machine(monkeypatch, size)
         found = made(given, memory=limit)
-        assert (found.setting.rows, found.setting.packed, found.setting.recompute) == (1024, False, False)
+        assert (found.setting.rows, found.setting.packed, found.setting.recompute) == (1024, True, False)
         assert f"planned, within --memory {limit}" in found.reasons["memory"]
 
 

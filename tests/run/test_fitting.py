@@ -37,18 +37,18 @@ def chosen(limit: int, compute: ComputeConfig = OPEN) -> tuple[int, bool, bool]:
     ("limit", "expected"),
     [
         (2308, (2048, False, False)),  # 100 + 2048 + 160
-        (2307, (1024, False, False)),
-        (1284, (1024, False, False)),
-        (1283, (512, False, False)),
-        (772, (512, False, False)),
-        (771, (512, True, False)),
+        (2307, (2048, True, False)),
+        (2228, (2048, True, False)),
+        (2227, (1024, True, False)),
+        (1204, (1024, True, False)),
+        (1203, (512, True, False)),
         (692, (512, True, False)),
         (691, (512, True, True)),
         (308, (512, True, True)),
         (307, (512, True, True)),  # nothing fits: the smallest
     ],
 )
-def test_rows_are_shortened_first_then_weights_stay_packed_then_layers_run_again(
+def test_weights_stay_packed_first_then_rows_are_shortened_then_layers_run_again(
     limit: int, expected: tuple[int, bool, bool]
 ):
     assert chosen(limit) == expected
@@ -68,15 +68,15 @@ def test_what_was_asked_for_stays():
 
 def test_shorter_rows_that_save_nothing_are_passed_over():
     assert [setting.rows for setting in settings(FIRST, OPEN, replace(LOAD, longest=1500))] == [
-        2048,  # rows of 2,048, then rows that hold one example of 1,500
-        1024,
-        1024,
+        2048,
+        2048,  # packed
+        1024,  # rows that hold one example of 1,500
         1024,
     ]
     alone = replace(LOAD, longest=3000)
     assert {setting.rows for setting in settings(FIRST, OPEN, alone)} == {2048}
     small_steps = replace(LOAD, step=800, longest=200)
-    assert [setting.rows for setting in settings(FIRST, OPEN, small_steps)] == [2048, 512, 512, 512]
+    assert [setting.rows for setting in settings(FIRST, OPEN, small_steps)] == [2048, 2048, 512, 512]
 
 
 def test_without_data_a_row_is_full_and_an_example_no_longer():
