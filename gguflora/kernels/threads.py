@@ -51,7 +51,13 @@ def run(address: int, rows: int, *words: int | float) -> None:
 
 
 def place(x: Tensor) -> tuple[int, int]:
-    """Where a tensor's rows are: the first one's address, and bytes from one to the next; a row lies together."""
+    """Where a tensor's rows are: the first one's address, and bytes from one to the next.
+
+    Raises:
+        AssertionError: the numbers of a row don't lie next to each other, as kernels read them.
+    """
+    if not x[:1].is_contiguous():
+        raise AssertionError(f"rows of shape {tuple(x.shape)} with strides {x.stride()} don't lie together")
     return x.data_ptr(), x.stride(0) * x.element_size()
 
 

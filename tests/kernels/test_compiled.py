@@ -19,7 +19,7 @@ from gguflora.gguf.format import BLOCKS, GgmlType
 from gguflora.kernels.dequantise.reference import FUNCTIONS
 from gguflora.kernels.lora_linear.explicit import Block, StackedPairs
 from gguflora.kernels.operations import TORCH, Operations, choose_operations, compiled
-from gguflora.kernels.threads import libgomp
+from gguflora.kernels.threads import libgomp, place
 from tests.kernels.explicit_pair import blank
 from tests.kernels.random_inputs import normal, seeded
 from tests.numerics import assert_as_exact
@@ -214,6 +214,14 @@ def test_an_activation_is_finite_where_its_exponential_is_not(activation: str) -
         assert torch.allclose(
             ours, theirs, rtol=1e-6, atol=1e-11
         )  # e^57 stands for what is larger, so 3e4 / 6e24 for 0
+
+
+def test_rows_that_do_not_lie_together_are_refused() -> None:
+    """A kernel reads a row as one piece of memory: a transposed matrix would be another one, without a word."""
+    assert place(torch.zeros(3, 8)[:, :4])[1] == 32
+    for lying_otherwise in (torch.zeros(4, 3).t(), torch.zeros(3, 4, 2).transpose(1, 2), torch.zeros(3, 8)[:, ::2]):
+        with pytest.raises(AssertionError, match="don't lie together"):
+            place(lying_otherwise)
 
 
 def test_other_dtypes_and_a_wish_get_torchs_version() -> None:

@@ -65,7 +65,8 @@ def test_the_first_use_takes_no_more_memory_than_the_second(tmp_path: Path) -> N
     first, second = use(tmp_path), use(tmp_path)
     assert (first["due"], second["due"]) == (True, None)
     for told in (first, second):
-        assert (told["compiled"], told["why"]) == (True, "by numba, on torch's threads")
+        assert told["compiled"]
+        assert told["why"].startswith("by numba, on torch's threads")
     assert abs(first["peak"] - second["peak"]) < 20e6
 
 

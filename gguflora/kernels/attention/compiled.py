@@ -18,6 +18,10 @@ from gguflora.kernels.threads import is_half, place, run
 
 CHUNK = 16  # rows that a thread takes at a time: later positions see more, so shares in one piece would be uneven
 
+GUARD = 1024
+"""Numbers between the scratch and whatever lies beside it. Before a loop LLVM compares the ranges of what it reads and
+writes, with more than is touched at the end; where the two seem to meet it takes another loop, which rounds otherwise."""
+
 
 @part
 def _seen(row: Any, words: Any) -> Any:
@@ -108,7 +112,8 @@ def _backward(pointer: Any) -> None:
 def forward(scores: Tensor, positions: int, scale: float, window: int | None) -> None:
     """Turn scores (K, n G, m) of the last n of m positions into probabilities, 0 where nothing is seen."""
     heads, rows, keys = scores.shape
-    scratch = torch.empty(torch.get_num_threads(), keys)
+    guard = GUARD + 2 * keys
+    scratch = torch.empty(2 * guard + torch.get_num_threads() * keys)[guard:]
     words = (is_half(scores), keys, scores.data_ptr(), rows // positions, positions, window or keys)
     run(_forward.address, heads * rows, *words, float(scale), scratch.data_ptr())
 
