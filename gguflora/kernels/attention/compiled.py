@@ -19,8 +19,8 @@ from gguflora.kernels.threads import is_half, place, run
 CHUNK = 16  # rows that a thread takes at a time: later positions see more, so shares in one piece would be uneven
 
 GUARD = 1024
-"""Numbers between the scratch and what lies beside it. Before a loop LLVM compares the ranges of what it reads and writes,
-with more than is touched at the end; where the two seem to meet it takes another loop, which rounds otherwise."""
+"""Numbers between the scratch and what lies beside it. Before a loop LLVM compares the ranges of what it reads and
+writes, and more than is touched; where the two seem to meet it takes another loop, which rounds otherwise."""
 
 
 @part
