@@ -174,7 +174,7 @@ def load_compiled() -> Operations:
 
     attention: Attention = Attention(COMPILED)
     linear: LoraLinear = lora_linear
-    if tiles_pay()[0] and has_instructions():
+    if tiles_pay() and has_instructions():
         from gguflora.kernels.attention import flash
         from gguflora.kernels.lora_linear import tiled
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,21 +24,16 @@ from tests.kernels.explicit_pair import blank
 from tests.kernels.random_inputs import normal, seeded
 from tests.numerics import assert_as_exact
 
-pytestmark = pytest.mark.skipif(libgomp() is None, reason="torch does not run on libgomp here: torch's version runs")
+pytestmark = [
+    pytest.mark.usefixtures("two_threads"),
+    pytest.mark.skipif(libgomp() is None, reason="torch does not run on libgomp here: torch's version runs"),
+]
 
 Cast = Callable[[Tensor], Tensor]
 Case = Callable[[Operations, torch.dtype, Cast], dict[str, Tensor]]
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 EPSILON, SCALE = 1e-3, 0.45
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(seed: int, *shape: int, dtype: torch.dtype = torch.float32, deviation: float = 1.0) -> Tensor:

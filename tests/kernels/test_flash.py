@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -23,19 +22,14 @@ from tests.kernels.random_inputs import normal, seeded, widened
 from tests.numerics import assert_as_exact
 
 HAS_FLASH = libgomp() is not None and compiled().attention.flash is not None
-pytestmark = pytest.mark.skipif(not HAS_FLASH, reason="the processor has no AVX512-BF16")
+pytestmark = [
+    pytest.mark.usefixtures("two_threads"),
+    pytest.mark.skipif(not HAS_FLASH, reason="the processor's products are not by tiles"),
+]
 
 SCALE = 0.09  # of heads of 64 and more, and no power of their size
 NAMES = ("y", "dq", "dk", "dv")
 LENGTHS = [[1], [31], [32], [33], [1, 2, 7, 8, 9, 200], [127, 129, 256], [513], [1100]]
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 def by_tiles(q: Tensor, k: Tensor, v: Tensor, starts: list[int], scale: float, window: int | None) -> Tensor:
@@ -118,6 +112,13 @@ def test_a_document_in_parts_is_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     for name, parts, one, truth in zip(NAMES, results(by_tiles, qkv, starts, None), whole, exact, strict=True):
         # the sums of one item, rounded once more in another order
         assert_as_exact(parts, one, truth, name, times=1.1)
+
+
+def test_what_is_cut_without_numba_fits_the_tiles() -> None:
+    """flash_parts.py, which the plan of memory reads, imports no compiler and has sizes of its own."""
+    from gguflora.kernels.tiles import TILE_COLUMNS, TILE_ROWS
+
+    assert (flash_parts.KEYS_OF_TILE, flash_parts.SIZES_OF_HEADS) == (TILE_ROWS, TILE_COLUMNS)
 
 
 def test_long_documents_have_few_parts() -> None:

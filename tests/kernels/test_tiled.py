@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -20,17 +19,12 @@ from tests.kernels.random_inputs import normal, seeded
 from tests.numerics import assert_as_exact
 
 HAS_TILES = libgomp() is not None and compiled().lora_linear is not explicit
-pytestmark = pytest.mark.skipif(not HAS_TILES, reason="tiles are not this processor's fastest")
+pytestmark = [
+    pytest.mark.usefixtures("two_threads"),
+    pytest.mark.skipif(not HAS_TILES, reason="the processor's products are not by tiles"),
+]
 
 SCALE = 2.5
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tests.tiny_training import SCALE, Tiny, examples, random_pairs, take_gradie
 HAS_TILES = libgomp() is not None and compiled().lora_linear is not explicit
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(not HAS_TILES, reason="tiles are not this processor's fastest"),
+    pytest.mark.skipif(not HAS_TILES, reason="the processor's products are not by tiles"),
 ]
 
 SIZES = {"width": 64, "heads": 4, "kv_heads": 2, "head_dim": 32, "ffn": 96}

@@ -68,9 +68,8 @@ def forward_backward(
         part = None if mask is None else mask[rows]
         logits, c = _logits(x[rows], weight, pairs, softcap, operations.lora_linear, part)
         slope = None if softcap is None else 1 - (logits / softcap).square_()
-        parts.append(
-            operations.cross_entropy(logits, labels[rows], weights[rows])
-        )  # logits are their gradient from here
+        parts.append(operations.cross_entropy(logits, labels[rows], weights[rows]))
+        # logits are their own gradient from here
         if slope is not None:
             logits *= slope
         dy = logits.to(x.dtype)

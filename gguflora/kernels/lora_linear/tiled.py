@@ -17,11 +17,16 @@ from torch import Tensor
 from gguflora.kernels.lora_linear import explicit
 from gguflora.kernels.lora_linear.explicit import PairDelta, StackedPairs
 from gguflora.kernels.lora_linear.panels import PANEL_ROW
-from gguflora.kernels.lora_linear.tiled_kernels import DEPTH, ROWS, narrow_kernel, over_rows_kernel, wide_kernel
+from gguflora.kernels.lora_linear.tiled_kernels import (
+    DEPTH,
+    FEW_ROWS,
+    ROWS,
+    narrow_kernel,
+    over_rows_kernel,
+    wide_kernel,
+)
 from gguflora.kernels.threads import place, run
 from gguflora.kernels.tiles import TILE_COLUMNS, TILE_ROWS
-
-ITEM_ROWS = 64  # of narrow_kernel
 
 
 class Block(NamedTuple):
@@ -137,7 +142,7 @@ def _narrow(a: Tensor, matrix: Tensor, standing: bool, scale: float, y: Tensor) 
     counter = torch.zeros(1, dtype=torch.int64)
     run(
         narrow_kernel.address,
-        -(-tokens // ITEM_ROWS),
+        -(-tokens // FEW_ROWS),
         counter.data_ptr(),
         tokens,
         columns,

@@ -13,6 +13,7 @@ from gguflora.kernels.vectors import next_number
 
 ROWS = 512  # of an item: what they are read from stays in the second cache
 DEPTH = 1024  # words of a panel: likewise
+FEW_ROWS = 64  # of an item of narrow_kernel
 BLOCK_WORDS = 6  # of a Block of tiled.py
 
 
@@ -66,7 +67,7 @@ def wide_kernel(pointer: Any) -> None:
 
 @kernel
 def narrow_kernel(pointer: Any) -> None:
-    """y (T, N) = scale a M for few columns N, in items of 64 rows."""
+    """y (T, N) = scale a M for few columns N, in items of FEW_ROWS rows."""
     words = words_of(pointer)
     tokens, columns, scale = words[2], words[3], single(words[12])
     a, a_row, matrix, matrix_row, n, standing = words[4], words[5], words[6], words[7], words[8], words[9]
@@ -78,7 +79,7 @@ def narrow_kernel(pointer: Any) -> None:
         pack_some(matrix, matrix_row, standing, column, some, n, panels + column // TILE_COLUMNS * n * PANEL_ROW)
     index = next_number(words[1])
     while index < words[0]:
-        for t in range(index * 64, min(index * 64 + 64, tokens), TILE_ROWS):
+        for t in range(index * FEW_ROWS, min((index + 1) * FEW_ROWS, tokens), TILE_ROWS):
             row = min(t, tokens - TILE_ROWS)
             for column in range(0, columns, TILE_COLUMNS):
                 some = min(TILE_COLUMNS, columns - column)
